@@ -1,0 +1,76 @@
+"""Verification against the checkpoint: fresh random inputs through the bundle and through PyTorch.
+
+Two references: float32, which the bundle must equal, and the trunk in bfloat16, which the published system runs. The
+second shows how much the original rounds by itself, so that our error can be seen beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trunkline.exporter.checkpoint.members import Checkpoint
+from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS, frame, windows
+from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
+from trunkline.exporter.trunk import Trunk
+from trunkline.runtime.ensemble import Ensemble
+from trunkline.runtime.parity import Comparison, compare
+from trunkline.runtime.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class AgainstReport:
+    """``ours``: bundle against PyTorch float32. ``original``: PyTorch with a bfloat16 trunk against the same."""
+
+    ours: Comparison
+    original: Comparison
+    seed: int
+    allowed_score_change: float
+    passed: bool
+
+
+def verify_against(
+    ensemble: Ensemble,
+    checkpoint: Checkpoint,
+    trunk: Trunk,
+    *,
+    frames: int = 4,
+    candidates: int = 20,
+    seed: int | None = None,
+    progress: Progress = silent,
+) -> AgainstReport:
+    """Compares a bundle with the checkpoint it should have come from.
+
+    Args:
+        ensemble: the loaded bundle.
+        checkpoint: members in PyTorch.
+        trunk: its weights are cast to bfloat16 in place at the end.
+        frames: random frames, each scored under all probe instructions.
+        candidates: windows per frame.
+        seed: of the random inputs; a new one by default, and reported.
+        progress: counts frames of both references.
+    """
+    seed = int(np.random.SeedSequence().entropy) % (1 << 32) if seed is None else seed  # type: ignore[arg-type]
+    instructions = ensemble.bundle.manifest.text.instructions[:4] or PROBE_INSTRUCTIONS
+    cases = []
+    random = np.random.default_rng(seed)
+    for index in range(frames):
+        size = FRAME_SIZES[index % len(FRAME_SIZES)]
+        cases.append((frame(random, *size), windows(random, candidates, checkpoint.members[0].settings)))
+    ours = [ensemble.score(image, instructions, histories).scores for image, histories in cases]
+    scored = {}
+    for step, dtype in enumerate((torch.float32, torch.bfloat16)):
+        reference = PyTorchEnsemble(trunk, checkpoint, trunk_dtype=dtype)
+        scored[dtype] = []
+        for index, (image, histories) in enumerate(cases):
+            progress("PyTorch reference", step * frames + index, 2 * frames)
+            scored[dtype].append(reference.score(image, instructions, histories)[0])
+    progress("PyTorch reference", 2 * frames, 2 * frames)
+    gate = ensemble.bundle.manifest.parity
+    exact = np.stack(scored[torch.float32])
+    mine = compare(exact, np.stack(ours), gate.margin)
+    original = compare(exact, np.stack(scored[torch.bfloat16]), gate.margin)
+    passed = mine.max_score_change <= gate.max_score_change and mine.winners_changed == 0
+    return AgainstReport(mine, original, seed, gate.max_score_change, passed)

@@ -1,0 +1,131 @@
+"""Our own checkpoint form: one safetensors file, strict and versioned.
+
+Tensors are named ``<member index>.<component>.<tensor>``. The header's single metadata entry ``trunkline`` is a JSON
+record: format, schema version, backbone, settings and the members' names. Unknown fields are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from trunkline.exporter.checkpoint.members import Checkpoint, Member, Settings
+from trunkline.exporter.checkpoint.shapes import read_shape
+from trunkline.runtime import record
+from trunkline.runtime.errors import CheckpointError
+
+FORMAT = "trunkline-ensemble"
+SCHEMA = 1
+METADATA_KEY = "trunkline"
+
+
+@dataclass(frozen=True)
+class MemberRecord:
+    name: str
+    source: str
+
+
+@dataclass(frozen=True)
+class EnsembleRecord:
+    """The metadata of an ensemble file. ``frozen_digest``: see :class:`Checkpoint`."""
+
+    format: str
+    schema: int
+    backbone: str | None
+    settings: Settings
+    members: tuple[MemberRecord, ...]
+    frozen_digest: str | None = None
+
+
+def write_ensemble_file(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes the members to ``path``; tensors that are memory-mapped go straight from file to file."""
+    header = EnsembleRecord(
+        format=FORMAT,
+        schema=SCHEMA,
+        backbone=checkpoint.backbone,
+        settings=checkpoint.members[0].settings,
+        members=tuple(MemberRecord(member.name, member.source) for member in checkpoint.members),
+        frozen_digest=checkpoint.frozen_digest,
+    )
+    tensors = {
+        f"{index}.{name}": tensor.contiguous()
+        for index, member in enumerate(checkpoint.members)
+        for name, tensor in member.tensors().items()
+    }
+    save_file(tensors, path, metadata={METADATA_KEY: record.encode(header).decode()})
+
+
+def read_ensemble_file(path: Path) -> Checkpoint:
+    """Reads an ensemble file.
+
+    Raises:
+        CheckpointError: the file is no safetensors file, not ours, of a newer schema, or its tensors do not fit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _header(path, file.metadata())
+            members = [_member(path, header, index, file) for index in range(len(header.members))]
+            _refuse_strays(path, header, list(file.keys()))
+    except SafetensorError as error:
+        raise CheckpointError(
+            "cannot read a safetensors file", where=path, found=str(error), fix="copy or write the file again"
+        ) from error
+    return Checkpoint(
+        form="trunkline ensemble file",
+        members=tuple(members),
+        backbone=header.backbone,
+        declared={"num_models": len(members), "history_length": header.settings.history_length},
+        frozen_digest=header.frozen_digest,
+    )
+
+
+def _header(path: Path, metadata: dict[str, str] | None) -> EnsembleRecord:
+    text = (metadata or {}).get(METADATA_KEY)
+    if text is None:
+        raise CheckpointError(
+            "a safetensors file is not an ensemble",
+            where=path,
+            expected=f"metadata entry {METADATA_KEY!r}, as `trunkline merge` writes it",
+            found=sorted(metadata or {}) or "no metadata",
+            fix="merge the training checkpoints with `trunkline merge CKPT... -o FILE.safetensors`",
+        )
+    try:
+        header = record.decode(text.encode(), EnsembleRecord)
+    except record.RecordError as error:
+        raise CheckpointError(
+            "an ensemble file's metadata is malformed", where=path, found=error.differences, fix="merge it again"
+        ) from error
+    if header.format != FORMAT or header.schema != SCHEMA or not header.members:
+        raise CheckpointError(
+            "an ensemble file is of another version",
+            where=path,
+            expected=f"{FORMAT} schema {SCHEMA} with at least one member",
+            found=f"{header.format} schema {header.schema} with {len(header.members)} members",
+            fix="update trunkline, or merge the sources again with this version",
+        )
+    return header
+
+
+def _member(path: Path, header: EnsembleRecord, index: int, file: safe_open) -> Member:
+    prefix = f"{index}."
+    components: dict[str, dict[str, torch.Tensor]] = {}
+    for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        if name.startswith(prefix):
+            part, _, key = name.removeprefix(prefix).partition(".")
+            components.setdefault(part, {})[key] = file.get_tensor(name)
+    info = header.members[index]
+    shape = read_shape(components, header.settings, f"{path}, member {info.name}")
+    return Member(info.name, info.source, components, header.settings, shape)
+
+
+def _refuse_strays(path: Path, header: EnsembleRecord, names: list[str]) -> None:
+    known = {str(index) for index in range(len(header.members))}
+    strays = [name for name in names if name.partition(".")[0] not in known]
+    if strays:
+        raise CheckpointError(
+            "an ensemble file holds tensors of no member", where=path, found=strays[:20], fix="merge it again"
+        )

@@ -1,0 +1,125 @@
+"""Merges training checkpoints into one ensemble file, without the backbone and without holding them in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, Checkpoint, Member, Settings
+from trunkline.exporter.checkpoint.read import read_checkpoint, unique_names
+from trunkline.exporter.checkpoint.write import check_suffix, write_checkpoint
+from trunkline.runtime.errors import CheckpointError
+from trunkline.runtime.progress import Progress, silent
+
+#: Trunk width and patch count of the published backbone; only then may its name be assumed.
+PUBLISHED_TRUNK = (1024, 576)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did. Sizes in bytes."""
+
+    output: Path
+    members: tuple[str, ...]
+    backbone: str
+    source_bytes: int
+    output_bytes: int
+    notes: tuple[str, ...]
+
+
+def merge(
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    backbone: str | None = None,
+    settings: Settings | None = None,
+    progress: Progress = silent,
+) -> MergeReport:
+    """Writes the members of all sources, in order, into one file.
+
+    Args:
+        sources: training checkpoints or ensembles, at least one.
+        output: ``.safetensors`` for our form, ``.pt`` for the published one.
+        backbone: open_clip name of the trunk; by default what the sources say.
+        settings: what training checkpoints leave open; published values by default.
+        progress: counts sources.
+
+    Raises:
+        CheckpointError: a source cannot be read, or the members do not belong together (all differences listed).
+    """
+    check_suffix(Path(output))
+    checkpoints = []
+    for index, source in enumerate(sources):
+        progress("reading checkpoints", index, len(sources))
+        checkpoints.append(read_checkpoint(Path(source), settings=settings, progress=progress))
+    progress("reading checkpoints", len(sources), len(sources))
+    merged = join(checkpoints, backbone=backbone)
+    write_checkpoint(merged, Path(output))
+    return MergeReport(
+        output=Path(output),
+        members=tuple(member.name for member in merged.members),
+        backbone=str(merged.backbone),
+        source_bytes=sum(Path(source).stat().st_size for source in sources),
+        output_bytes=Path(output).stat().st_size,
+        notes=merged.notes,
+    )
+
+
+def join(checkpoints: Sequence[Checkpoint], *, backbone: str | None = None) -> Checkpoint:
+    """One ensemble of the members of all checkpoints, in order.
+
+    Raises:
+        CheckpointError: listing every way in which a member differs from the first.
+    """
+    members = unique_names(member for checkpoint in checkpoints for member in checkpoint.members)
+    if not members:
+        raise CheckpointError("cannot merge without a checkpoint", fix="name at least one file")
+    differences = [*_member_differences(members), *_trunk_differences(checkpoints)]
+    if differences:
+        raise CheckpointError(
+            "the members do not belong together",
+            where=f"compared with {members[0].name}",
+            expected="one trunk, one shape, one padding value, one kind of action encoder",
+            found=differences,
+            fix="merge only checkpoints of one training run",
+        )
+    return Checkpoint(
+        form="merged in memory",
+        members=members,
+        backbone=_backbone(checkpoints, members[0], backbone),
+        notes=tuple(dict.fromkeys(note for checkpoint in checkpoints for note in checkpoint.notes)),
+        frozen_digest=next((each.frozen_digest for each in checkpoints if each.frozen_digest), None),
+    )
+
+
+def _member_differences(members: Sequence[Member]) -> Iterator[str]:
+    first = members[0]
+    reference = asdict(first.shape) | asdict(first.settings)
+    for member in members[1:]:
+        for name, value in (asdict(member.shape) | asdict(member.settings)).items():
+            if value != reference[name]:
+                yield f"{member.name}: {name} is {value}, {first.name} has {reference[name]}"
+
+
+def _trunk_differences(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
+    digests = {each.frozen_digest: each.members[0].name for each in checkpoints if each.frozen_digest}
+    if len(digests) > 1:
+        yield "frozen encoder weights differ: " + ", ".join(f"{name} has {key[:12]}" for key, name in digests.items())
+    names = {each.backbone: each.members[0].name for each in checkpoints if each.backbone}
+    if len(names) > 1:
+        yield "backbone names differ: " + ", ".join(f"{name} has {key}" for key, name in names.items())
+
+
+def _backbone(checkpoints: Sequence[Checkpoint], first: Member, chosen: str | None) -> str:
+    named = chosen or next((each.backbone for each in checkpoints if each.backbone), None)
+    if named:
+        return named
+    if (first.shape.trunk_width, first.shape.patches) == PUBLISHED_TRUNK:
+        return PUBLISHED_BACKBONE
+    raise CheckpointError(
+        "the checkpoints do not say which backbone they were trained on",
+        where=first.source,
+        found=f"trunk width {first.shape.trunk_width}, {first.shape.patches} patches: not the published backbone",
+        fix="name it with --backbone, e.g. --backbone local-dir:FOLDER",
+    )

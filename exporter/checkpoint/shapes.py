@@ -1,0 +1,131 @@
+"""Shapes of a member, read from its tensors.
+
+A few key tensors give the sizes; the PyTorch module of those sizes, built without memory, then says which
+tensors there must be. Everything missing, unexpected or of another shape is reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from trunkline.exporter.checkpoint.members import ACTION_COMPONENTS, ActionEncoderKind, HeadShape, Settings, StateDict
+from trunkline.exporter.reference import ReferenceMember
+from trunkline.runtime.errors import CheckpointError
+
+Components = Mapping[str, StateDict]
+
+
+def read_shape(components: Components, settings: Settings, where: str) -> HeadShape:
+    """The shape of one member.
+
+    Args:
+        components: component name -> state dict.
+        settings: heads, and the sizes that tensors leave open.
+        where: file and member, for messages.
+
+    Raises:
+        CheckpointError: naming every tensor that is missing, unexpected, or not of the expected shape.
+    """
+    encoder = _encoder_kind(components, where)
+    try:
+        shape = _key_sizes(components, settings, encoder)
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(
+            "cannot read the member's sizes from its tensors",
+            where=where,
+            expected="the components and tensor names of a verifier head",
+            found=f"{type(error).__name__}: {error}",
+            fix="check that the file is a verifier checkpoint; `trunkline info FILE` lists what it holds",
+        ) from error
+    differences = _widths(components, shape) or _differences(components, shape)
+    if differences:
+        raise CheckpointError(
+            "a member's tensors do not fit together",
+            where=where,
+            expected=f"a {encoder} verifier head of trunk width {shape.trunk_width}",
+            found=differences,
+            fix="re-export the checkpoint, or correct what its metadata says of heads and window size",
+        )
+    return shape
+
+
+def _encoder_kind(components: Components, where: str) -> ActionEncoderKind:
+    kinds = [kind for kind, parts in ACTION_COMPONENTS.items() if all(part in components for part in parts)]
+    if len(kinds) == 1:
+        return kinds[0]
+    raise CheckpointError(
+        "cannot tell how the member encodes actions",
+        where=where,
+        expected="either single_step_action_encoder with trajectory_encoder, or complex_action_encoder",
+        found=sorted(components) or "no components",
+        fix="a member needs exactly one action encoder; export the checkpoint again with the flag it was trained with",
+    )
+
+
+def _key_sizes(components: Components, settings: Settings, encoder: ActionEncoderKind) -> HeadShape:
+    patches, trunk_width = components["text_aware_visual_extraction"]["pos_emb"].shape
+    pool = components["vision_poolings"]
+    projection = components["input_projection"]["weight"]
+    history_length, action_dim, layers = settings.history_length, settings.action_dim, 0
+    if encoder == "transformer":
+        action_dim = components["single_step_action_encoder"]["weight"].shape[1]
+        trajectory = components["trajectory_encoder"]
+        layers = _count(trajectory, "layers.")
+        feedforward = trajectory["layers.0.linear1.weight"].shape[0]
+    else:
+        feedforward, flat = components["complex_action_encoder"]["0.weight"].shape
+        history_length = flat // action_dim
+        if history_length * action_dim != flat:
+            raise ValueError(f"the MLP reads {flat} numbers, which is no multiple of action_dim {action_dim}")
+    return HeadShape(
+        trunk_width=trunk_width,
+        patches=patches,
+        pool_width=pool["query"].shape[-1],
+        pool_layers=_count(pool, "blocks."),
+        embedding=projection.shape[0],
+        encoder=encoder,
+        encoder_layers=layers,
+        feedforward=feedforward,
+        history_length=history_length,
+        action_dim=action_dim,
+        heads=settings.heads,
+    )
+
+
+def _count(state: StateDict, prefix: str) -> int:
+    """How many numbered blocks ``prefix0.``, ``prefix1.``, ... a state dict holds."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _widths(components: Components, shape: HeadShape) -> list[str]:
+    """Differences that would stop the module from being built, in words."""
+    found = []
+    readouts = components["vision_poolings"]["query"].shape[1]
+    if readouts != 1:
+        found.append(f"the pools have {readouts} readouts; only one is supported")
+    inputs = components["input_projection"]["weight"].shape[1]
+    if inputs == 3 * shape.pool_width:
+        found.append("input_projection reads three vectors: a two-view (DROID) member, which is not supported")
+    widths = {"pool": shape.pool_width} | ({"embedding": shape.embedding} if shape.encoder == "transformer" else {})
+    found += [
+        f"{name} width {width} is not divisible by {shape.heads} heads"
+        for name, width in widths.items()
+        if width % shape.heads
+    ]
+    return found
+
+
+def _differences(components: Components, shape: HeadShape) -> list[str]:
+    with torch.device("meta"):
+        expected = ReferenceMember(shape, 0.0).state_dict()
+    actual = {f"{part}.{key}": value for part, state in components.items() for key, value in state.items()}
+    found = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in actual]
+    found += [f"unexpected {name} {tuple(actual[name].shape)}" for name in actual if name not in expected]
+    found += [
+        f"{name} is {tuple(actual[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in actual and actual[name].shape != tensor.shape
+    ]
+    return found

@@ -1,0 +1,321 @@
+"""Checkpoint in, bundle out.
+
+The bundle is built in a hidden sibling directory, loaded, held against PyTorch, flushed to the disk, and only then
+given its name. Whatever goes wrong before that leaves nothing that looks like a bundle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from trunkline.exporter.checkpoint.doctor import Finding, refuse_fatal
+from trunkline.exporter.checkpoint.members import Checkpoint
+from trunkline.exporter.checkpoint.read import digest_tensors, read_checkpoint
+from trunkline.exporter.golden import write_golden
+from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
+from trunkline.exporter.reference import ReferenceMember
+from trunkline.exporter.stages.action import ActionStage
+from trunkline.exporter.stages.context import ContextStage
+from trunkline.exporter.stages.towers import TextStage, VisionStage
+from trunkline.exporter.stages.trace import Contract, trace
+from trunkline.exporter.trunk import Trunk, load_trunk
+from trunkline.runtime import record
+from trunkline.runtime.ensemble import load
+from trunkline.runtime.errors import ExportError, TrunkError
+from trunkline.runtime.files import sha256_of, sync_tree
+from trunkline.runtime.manifest import (
+    FORMAT,
+    MANIFEST_NAME,
+    SCHEMA,
+    ActionsEntry,
+    FileEntry,
+    Manifest,
+    MemberEntry,
+    ParityEntry,
+    Stage,
+    TextEntry,
+    TrunkEntry,
+    verifier_contract,
+)
+from trunkline.runtime.parity import ParityReport, check_parity, require_parity
+from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.text import clean
+
+#: The gate for float32 stages: largest change of a score, and the margin above which a winner must not change.
+MAX_SCORE_CHANGE = 1e-4
+MARGIN = 2e-4
+
+GOLDEN_NAME = "golden.safetensors"
+TOKENIZER_NAME = "tokenizer.json"
+BAKED_NAME = "instructions.safetensors"
+STAGES_NAME = "stages"
+BAKE_BATCH = 16
+
+_PRODUCERS = ("trunkline", "torch", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime", "tokenizers", "pillow")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made. Sizes in bytes; ``findings`` are the doctor's that are not fatal."""
+
+    output: Path
+    members: tuple[str, ...]
+    bundle_bytes: int
+    stage_bytes: dict[str, int]
+    parity: ParityReport
+    findings: tuple[Finding, ...]
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    *,
+    backbone: str | None = None,
+    trunk_weights: Path | None = None,
+    bake: Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> ExportReport:
+    """Exports a checkpoint file.
+
+    Args:
+        checkpoint: any form that :func:`read_checkpoint` knows.
+        output: directory to create.
+        backbone: open_clip name of the trunk; by default the name in the checkpoint.
+        trunk_weights: weights of a built-in backbone.
+        bake: instructions to store in place of the text tower.
+        overwrite: replace ``output`` if it is a bundle.
+        progress: told what is done.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or the doctor calls it fatal.
+        TrunkError: the trunk cannot be built, or is not the one the members were trained on.
+        ExportError: a stage cannot be traced, or the bundle cannot be written.
+        ParityError: the bundle does not score as PyTorch does.
+    """
+    _check_output(Path(output), overwrite)
+    read = read_checkpoint(Path(checkpoint), progress=progress)
+    name = backbone or read.backbone
+    if name is None:
+        raise TrunkError(
+            "the checkpoint does not say which trunk it was trained on",
+            where=checkpoint,
+            fix="name it with --backbone, e.g. hf-hub:timm/ViT-L-16-SigLIP2-384",
+        )
+    progress("loading the trunk", 0, 1)
+    trunk = load_trunk(name, trunk_weights)
+    progress("loading the trunk", 1, 1)
+    return build(read, trunk, output, bake=bake, overwrite=overwrite, progress=progress)
+
+
+def build(
+    checkpoint: Checkpoint,
+    trunk: Trunk,
+    output: Path,
+    *,
+    bake: Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> ExportReport:
+    """Exports a checkpoint and a trunk that are in memory; see :func:`export`."""
+    output = Path(output)
+    _check_output(output, overwrite)
+    findings = refuse_fatal(checkpoint, output)
+    require_fit(checkpoint, trunk, progress)
+    instructions = _bakeable(bake, trunk) if bake is not None else None
+    try:
+        with _becoming(output, overwrite) as folder:
+            manifest, parity = _write(checkpoint, trunk, folder, instructions, progress)
+    except OSError as error:
+        raise ExportError(
+            "cannot write the bundle", where=output, found=error.strerror or str(error), fix="check space and permissions"
+        ) from error
+    sizes = {
+        name: sum(entry.size for file, entry in manifest.files.items() if file.startswith(f"{STAGES_NAME}/{name}/"))
+        for name in manifest.stages
+    }
+    total = sum(entry.size for entry in manifest.files.values())
+    names = tuple(member.name for member in checkpoint.members)
+    return ExportReport(output, names, total, sizes, parity, tuple(findings))
+
+
+def require_fit(checkpoint: Checkpoint, trunk: Trunk, progress: Progress = silent) -> None:
+    """Raises TrunkError unless the members were trained on this trunk, as far as the files tell."""
+    shape = checkpoint.members[0].shape
+    differences = []
+    if shape.trunk_width != trunk.width:
+        differences.append(f"members read tokens of width {shape.trunk_width}, the trunk gives {trunk.width}")
+    if shape.patches != trunk.patches:
+        differences.append(f"members read {shape.patches} patches, the trunk gives {trunk.patches}")
+    if not differences and checkpoint.frozen_digest and checkpoint.frozen_digest != trunk.frozen_digest(progress):
+        differences.append(
+            f"the frozen weights in the training checkpoint (sha256 {checkpoint.frozen_digest[:12]}, bfloat16) "
+            "are not the trunk's"
+        )
+    if differences:
+        raise TrunkError(
+            "the members were trained on another trunk",
+            where=trunk.name,
+            found=differences,
+            fix="name the trunk of the training run with --backbone (and --trunk-weights)",
+        )
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists() and not output.is_symlink():
+        return
+    replaceable = output.is_dir() and not output.is_symlink() and (output / MANIFEST_NAME).is_file()
+    if not (overwrite and replaceable):
+        raise ExportError(
+            "the output exists already",
+            where=output,
+            found="a bundle" if replaceable else "something that is not a bundle",
+            fix="pass --overwrite to replace the bundle" if replaceable else "choose another path",
+        )
+
+
+@contextlib.contextmanager
+def _becoming(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden sibling directory that becomes ``output`` when the block ends without an error."""
+    output = Path(output).absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        sync_tree(folder)
+        if overwrite and output.exists():
+            with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".old", dir=output.parent) as aside:
+                output.rename(Path(aside) / output.name)
+                folder.rename(output)
+        else:
+            folder.rename(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(
+    checkpoint: Checkpoint, trunk: Trunk, folder: Path, baked: tuple[str, ...] | None, progress: Progress
+) -> tuple[Manifest, ParityReport]:
+    reference = PyTorchEnsemble(trunk, checkpoint)
+    draft = _draft(checkpoint, trunk, baked, progress)
+    stages = _trace_stages(draft, trunk, reference.members, folder, progress)
+    if baked is None:
+        (folder / TOKENIZER_NAME).write_bytes(trunk.tokenizer_json)
+    else:
+        save_file({"tokens": _bake(trunk, baked, progress)}, folder / BAKED_NAME)
+    golden = write_golden(reference, folder / GOLDEN_NAME, baked, progress)
+    draft = replace(draft, stages=stages, parity=replace(draft.parity, instructions=golden))
+    manifest = replace(draft, files={name: _file_entry(folder / name) for name in draft.referenced()})
+    _write_manifest(manifest, folder)
+    parity = _measure(folder, progress)
+    manifest = replace(
+        manifest,
+        parity=replace(
+            manifest.parity,
+            measured_score_change=parity.fused.max_score_change,
+            decisions=parity.fused.decisions,
+            winners_changed=parity.fused.winners_changed,
+        ),
+    )
+    _write_manifest(manifest, folder)
+    return manifest, parity
+
+
+def _draft(checkpoint: Checkpoint, trunk: Trunk, baked: tuple[str, ...] | None, progress: Progress) -> Manifest:
+    """The manifest before there are files: everything but stages, digests and what is measured."""
+    shape, settings = checkpoint.members[0].shape, checkpoint.members[0].settings
+    text = TextEntry(trunk.text, TOKENIZER_NAME) if baked is None else TextEntry(trunk.text, None, BAKED_NAME, baked)
+    return Manifest(
+        format=FORMAT,
+        schema=SCHEMA,
+        kind="verifier",
+        embedding=shape.embedding,
+        trunk=TrunkEntry(trunk.name, trunk.digest(progress), trunk.width, trunk.patches),
+        members=tuple(
+            MemberEntry(member.name, member.source, digest_tensors(member.tensors().items()))
+            for member in checkpoint.members
+        ),
+        actions=ActionsEntry(
+            settings.history_length, settings.action_dim, float(np.float32(settings.padding_value)), shape.encoder
+        ),
+        image=trunk.image,
+        text=text,
+        stages={},
+        parity=ParityEntry(GOLDEN_NAME, (), MAX_SCORE_CHANGE, MARGIN, 0.0, 0, 0),
+        producer={name: metadata.version(name) for name in _PRODUCERS} | {"python": platform.python_version()},
+        files={},
+    )
+
+
+def _trace_stages(
+    draft: Manifest, trunk: Trunk, members: Sequence[ReferenceMember], folder: Path, progress: Progress
+) -> dict[str, Stage]:
+    modules = {
+        "vision": lambda: VisionStage(trunk),
+        "text": lambda: TextStage(trunk),
+        "context": lambda: ContextStage(members),
+        "action": lambda: ActionStage(members),
+    }
+    contracts = verifier_contract(draft)
+    stages = {}
+    for index, (name, (inputs, output)) in enumerate(contracts.items()):
+        progress(f"tracing {name}", index, len(contracts))
+        stages[name] = trace(modules[name](), Contract(name, inputs, output), folder / STAGES_NAME)
+    progress("tracing", len(contracts), len(contracts))
+    return stages
+
+
+def _bakeable(bake: Sequence[str], trunk: Trunk) -> tuple[str, ...]:
+    """The instructions to bake, each one once."""
+    distinct: dict[str, str] = {}
+    for instruction in bake:
+        cleaned = clean(instruction, trunk.text.clean)
+        if cleaned:
+            distinct.setdefault(cleaned, instruction.strip())
+    if not distinct:
+        raise ExportError(
+            "there are no instructions to bake",
+            expected="one instruction per line",
+            fix="write them to the --bake file, or leave --bake out to keep the text tower",
+        )
+    return tuple(distinct.values())
+
+
+def _bake(trunk: Trunk, instructions: Sequence[str], progress: Progress) -> np.ndarray:
+    """(n, L, D) float32 tokens of the text tower."""
+    tower, blocks = TextStage(trunk), []
+    for start in range(0, len(instructions), BAKE_BATCH):
+        progress("baking instructions", start, len(instructions))
+        ids = trunk.tokenizer(list(instructions[start : start + BAKE_BATCH]), context_length=trunk.context_length)
+        with torch.inference_mode():
+            blocks.append(tower(ids).numpy())
+    progress("baking instructions", len(instructions), len(instructions))
+    return np.concatenate(blocks)
+
+
+def _file_entry(path: Path) -> FileEntry:
+    path.chmod(0o644)
+    return FileEntry(path.stat().st_size, sha256_of(path))
+
+
+def _write_manifest(manifest: Manifest, folder: Path) -> None:
+    (folder / MANIFEST_NAME).write_bytes(record.encode(manifest))
+
+
+def _measure(folder: Path, progress: Progress) -> ParityReport:
+    with load(folder) as ensemble:
+        report = check_parity(ensemble, progress=progress)
+    require_parity(report, "the new bundle")
+    return report

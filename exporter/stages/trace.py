@@ -1,0 +1,160 @@
+"""Traces a torch module into one stage of a bundle: an ONNX graph, and a weight file beside it.
+
+Requires: a module whose forward takes the contract's inputs in order and returns its output.
+Ensures: inputs, output, names, types and varying dimensions of the graph are the contract's; weights above a few
+hundred bytes lie in one external file; nothing in the graph tells of the machine it was made on; the same module gives
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import nn
+
+from trunkline.exporter.stages.naming import name_by_module
+from trunkline.runtime.errors import ExportError
+from trunkline.runtime.manifest import Stage, TensorSpec, Variant
+
+#: Attention stays one ``Attention`` operator from this opset on.
+CPU_OPSET = 23
+CPU_VARIANT = "cpu"
+#: Tensors under this size stay in the graph file, where Netron shows them.
+INLINE_BYTES = 512
+#: Rows of the example that is traced; two, since a dimension of one would be taken for fixed.
+EXAMPLE_ROWS = 2
+MAX_ROWS = 4096
+
+_DTYPES = {"uint8": torch.uint8, "int64": torch.int64, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a stage promises: see "Stages" in docs/design.md."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+
+
+def trace(module: nn.Module, contract: Contract, folder: Path) -> Stage:
+    """Writes ``folder/<stage>/cpu.onnx`` and its weights.
+
+    Args:
+        module: in eval mode, float32.
+        contract: names, types and shapes of the stage's tensors.
+        folder: the bundle's ``stages`` directory.
+
+    Returns:
+        The stage's manifest entry; file names are relative to the bundle.
+
+    Raises:
+        ExportError: the module cannot be traced, or the graph breaks the contract.
+    """
+    model = _export(module, contract)
+    name_by_module(model)
+    ClearMetadataAndDocStringPass()(model)
+    model.producer_name, model.producer_version = "trunkline", None
+    model.graph.name = contract.name
+    _check(model, contract)
+    target = folder / contract.name
+    target.mkdir(parents=True)
+    weights = f"{CPU_VARIANT}.weights"
+    onnx_ir.save(model, target / f"{CPU_VARIANT}.onnx", external_data=weights, size_threshold_bytes=INLINE_BYTES)
+    has_weights = (target / weights).is_file()
+    prefix = f"{folder.name}/{contract.name}/"
+    variant = Variant(
+        graph=f"{prefix}{CPU_VARIANT}.onnx",
+        weights=prefix + weights if has_weights else None,
+        opset=CPU_OPSET,
+        precision="float32",
+    )
+    return Stage(inputs=contract.inputs, outputs=(contract.output,), variants={CPU_VARIANT: variant})
+
+
+def _export(module: nn.Module, contract: Contract) -> onnx_ir.Model:
+    varying = {
+        size: torch.export.Dim(size, min=1, max=MAX_ROWS)
+        for tensor in contract.inputs
+        for size in tensor.shape
+        if isinstance(size, str)
+    }
+    examples = tuple(_example(tensor) for tensor in contract.inputs)
+    shapes = tuple(
+        {axis: varying[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+        for tensor in contract.inputs
+    )
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                examples,
+                dynamo=True,
+                opset_version=CPU_OPSET,
+                dynamic_shapes=shapes,
+                input_names=[tensor.name for tensor in contract.inputs],
+                output_names=[contract.output.name],
+                verbose=False,
+            )
+        except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            raise ExportError(
+                "torch cannot trace a stage",
+                where=f"stage {contract.name}",
+                found=str(error).strip()[:800],
+                fix="use the torch version of constraints.txt; for other models please report the architecture",
+            ) from error
+    if program is None:
+        raise ExportError("torch traced nothing", where=f"stage {contract.name}")
+    return program.model
+
+
+def _example(tensor: TensorSpec) -> torch.Tensor:
+    shape = [EXAMPLE_ROWS if isinstance(size, str) else size for size in tensor.shape]
+    if tensor.dtype == "float32":
+        return torch.randn(shape)
+    return torch.zeros(shape, dtype=_DTYPES[tensor.dtype])
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801 - reads as a verb
+    """The exporter warns and logs about its own internals on every run."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        self._level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *details: object) -> None:
+        logging.disable(self._level)
+        super().__exit__(*details)
+
+
+def _check(model: onnx_ir.Model, contract: Contract) -> None:
+    wanted = [_shown(contract.inputs), _shown((contract.output,))]
+    found = [_found(model.graph.inputs), _found(model.graph.outputs)]
+    if found != wanted:
+        raise ExportError(
+            "a traced graph breaks the stage's contract",
+            where=f"stage {contract.name}",
+            expected=" -> ".join(wanted),
+            found=" -> ".join(found),
+            fix="a dimension that became fixed means that the module's code depends on it",
+        )
+
+
+def _shown(tensors: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
+
+
+def _found(values: Sequence[onnx_ir.Value]) -> str:
+    return ", ".join(
+        f"{value.name} {[size if isinstance(size, int) else size.value for size in value.shape or []]}"
+        for value in values
+    )

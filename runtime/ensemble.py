@@ -1,0 +1,400 @@
+"""The ensemble a robot calls: image, instruction and candidates in, decision out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from trunkline.runtime import candidates, fusion, onnx_scan
+from trunkline.runtime.backends import Backend, Session, StageFiles, choose
+from trunkline.runtime.bundle import Bundle
+from trunkline.runtime.errors import BackendError, BundleError, ClosedError, InputError, InstructionError
+from trunkline.runtime.graph import CacheLimits, Source, StageCounts, StageGraph
+from trunkline.runtime.image import to_pixels
+from trunkline.runtime.manifest import Variant
+from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.text import Tokenizer, clean
+
+Camera = NDArray[np.uint8] | Image.Image
+Histories = Sequence[ArrayLike] | NDArray[np.generic]
+
+MAX_INSTRUCTIONS = 256
+VARIANT = "cpu"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Scores of N candidates. With a list of I instructions every array gains a leading dimension I.
+
+    Attributes:
+        scores: (N,) float32, cosine in [-1, 1] of the fused vectors.
+        best: index of the winning candidate; the first of equals.
+        instruction: index of the instruction under which it won; 0 for a single one.
+        disagreement: (N,) float32, standard deviation of the members' own scores.
+        member_scores: (K, N) float32, each member's own score (with I instructions (K, I, N)).
+    """
+
+    scores: NDArray[np.float32]
+    best: int
+    instruction: int
+    disagreement: NDArray[np.float32]
+    member_scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The winner among groups of candidates.
+
+    Attributes:
+        best: index of the winning candidate in the list that was passed.
+        group: its group, the one with the highest mean score.
+        score: the winner's score.
+        instruction: the winning group's instruction.
+        group_scores: (G,) float32, mean score of each group.
+        scores: (G, repeats) float32.
+    """
+
+    best: int
+    group: int
+    score: float
+    instruction: str
+    group_scores: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
+class Ensemble:
+    """K heads on one trunk, running from a bundle.
+
+    Threads: any number may call :meth:`score` and :meth:`select` at once. A process that was forked after loading
+    must load again. Use it as a context manager, or call :meth:`close`.
+    """
+
+    def __init__(
+        self, bundle: Bundle, backend: Backend, limits: CacheLimits | None = None, *, threads: int | None = None
+    ) -> None:
+        """Prepares the stages of a bundle; they are compiled on first use or by :meth:`open_stages`."""
+        self.bundle = bundle
+        self.backend = backend
+        self._threads = threads
+        self._process = os.getpid()
+        self._closed = False
+        self._image, self._actions, self._text = bundle.manifest.image, bundle.manifest.actions, bundle.manifest.text
+        self._tokenizer = Tokenizer(self._text.spec, bundle.read(self._text.tokenizer)) if self._text.tokenizer else None
+        self._baked = _read_baked(bundle) if self._text.baked else {}
+        self._graph = StageGraph(bundle.manifest.stages, self._open_stage, limits or CacheLimits())
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the members, in order."""
+        return tuple(member.name for member in self.bundle.manifest.members)
+
+    def score(
+        self,
+        image: Camera,
+        instruction: str | Sequence[str],
+        histories: Histories,
+        *,
+        members: Sequence[int] | None = None,
+    ) -> Decision:
+        """Scores candidates.
+
+        Args:
+            image: (height, width, 3) uint8 RGB array, or a PIL image, of any size.
+            instruction: one instruction, or a list of I rephrasings.
+            histories: (N, h, A) array or list of (h, A), h up to H; see :mod:`trunkline.runtime.candidates`.
+            members: indices of the members to ask; all by default.
+
+        Raises:
+            ImageError: the image cannot be judged.
+            InstructionError: an instruction cannot be encoded, or is not among the baked ones.
+            CandidateError: naming every candidate that cannot be scored.
+            InputError: ``members`` is empty, repeated or out of range.
+            ClosedError: the ensemble is closed, or was loaded before a fork.
+            BackendError: a stage failed.
+        """
+        single = isinstance(instruction, str)
+        instructions = [cast(str, instruction)] if single else list(instruction)
+        context, action = self.embed(image, instructions, histories, members=members)
+        scores = fusion.fused_scores(context, action)  # (I, N)
+        by_member = fusion.member_scores(context, action)  # (K, I, N)
+        winner, best = divmod(int(scores.argmax()), scores.shape[1])
+        spread = fusion.disagreement(by_member)
+        if single:
+            scores, spread, by_member = scores[0], spread[0], by_member[:, 0]
+        return Decision(scores, best, winner, spread, by_member)
+
+    def select(
+        self, image: Camera, instructions: str | Sequence[str], histories: Histories, repeats: int = 1
+    ) -> Selection:
+        """Chooses among groups of candidates: the group with the highest mean, then the best candidate in it.
+
+        Candidates are ordered group by group, ``repeats`` to a group. One instruction judges all groups, as the
+        newest published version does. With one instruction per group, each group is judged by its own; a list with
+        one per candidate (the published calling form) is taken too if it is the same within each group.
+
+        Raises:
+            InputError: the number of candidates or instructions does not fit ``repeats``.
+            TrunklineError: as :meth:`score`.
+        """
+        count = len(histories)
+        if repeats < 1 or count % repeats:
+            raise InputError(
+                "candidates do not divide into groups",
+                expected=f"a multiple of repeats = {repeats}" if repeats > 0 else "repeats of at least 1",
+                found=f"{count} candidates",
+                fix="pass the same number of candidates for every rephrasing, group by group",
+            )
+        groups = count // repeats
+        names = _group_instructions(instructions, groups, repeats)
+        context, action = self.embed(image, names, histories)
+        fused = fusion.fused_scores(context, action)  # (1 or G, A)
+        by_group = fused.reshape(len(names), groups, repeats)
+        scores = by_group[0] if len(names) == 1 else by_group[np.arange(groups), np.arange(groups)]
+        means = scores.mean(axis=1)
+        group = int(means.argmax())
+        inside = int(scores[group].argmax())
+        name = names[0] if len(names) == 1 else names[group]
+        return Selection(group * repeats + inside, group, float(scores[group, inside]), name, means, scores)
+
+    def embed(
+        self,
+        image: Camera,
+        instructions: Sequence[str],
+        histories: Histories,
+        *,
+        members: Sequence[int] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The members' unit vectors, before fusion: (K, I, E) and (K, N, E) float32.
+
+        Raises:
+            TrunklineError: as :meth:`score`.
+        """
+        self._require_open()
+        chosen = self._chosen(members)
+        sources = self._text_source(instructions)
+        sources["pixels"] = self._image_source(image)
+        windows = candidates.prepare(histories, self._actions)
+        sources["history"] = Source(tuple(row.tobytes() for row in windows), lambda wanted: windows[list(wanted)])
+        context = self._graph.evaluate("context", sources)
+        action = self._graph.evaluate("action", sources)
+        return fusion.subset(context, chosen), fusion.subset(action, chosen)
+
+    def pixels(self, image: Camera) -> NDArray[np.uint8]:
+        """What the vision stage is given for an image: (height, width, 3) uint8.
+
+        Raises:
+            ImageError: the image cannot be judged.
+        """
+        return to_pixels(image, self._image)
+
+    def token_ids(self, instructions: Sequence[str]) -> NDArray[np.int64] | None:
+        """(I, L) ids of instructions, or None for a bundle with baked instructions.
+
+        Raises:
+            InstructionError: an instruction cannot be encoded.
+        """
+        return None if self._tokenizer is None else self._tokenizer(list(instructions))
+
+    def counts(self) -> dict[str, StageCounts]:
+        """What each stage has done since loading."""
+        return {name: node.counts for name, node in self._graph.nodes.items()}
+
+    def forget(self) -> None:
+        """Empties all caches; the next call computes everything."""
+        self._graph.clear()
+
+    def open_stages(self) -> None:
+        """Compiles all stages now, side by side, so that no call has to wait for it."""
+        self._require_open()
+        with ThreadPoolExecutor(max_workers=len(self._graph.nodes)) as pool:
+            list(pool.map(self._graph.open, self._graph.nodes.values()))
+
+    def close(self) -> None:
+        """Frees sessions and caches. Calling it twice is fine."""
+        if not self._closed and os.getpid() == self._process:
+            self._graph.close()
+        self._closed = True
+
+    def __enter__(self) -> Ensemble:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the ensemble is closed", fix="load the bundle again")
+        if os.getpid() != self._process:
+            raise ClosedError(
+                "the ensemble was loaded before this process was forked, and back ends do not survive a fork",
+                fix="load the bundle in the process that uses it",
+            )
+
+    def _chosen(self, members: Sequence[int] | None) -> list[int] | None:
+        if members is None:
+            return None
+        chosen, count = list(members), len(self.members)
+        valid = all(isinstance(index, int | np.integer) and 0 <= index < count for index in chosen)
+        if not chosen or not valid or len(set(chosen)) != len(chosen):
+            raise InputError(
+                "these members cannot be asked",
+                expected=f"distinct indices from 0 to {count - 1}: " + ", ".join(self.members),
+                found=chosen,
+            )
+        return chosen
+
+    def _image_source(self, image: Camera) -> Source:
+        """An array is known by its raw bytes, so that a known frame is not even resized again."""
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
+            raw = np.ascontiguousarray(image)
+            return Source(((raw.shape, _digest(raw)),), lambda wanted: to_pixels(image, self._image)[None])
+        pixels = to_pixels(image, self._image)
+        return Source((_digest(pixels),), lambda wanted: pixels[None])
+
+    def _text_source(self, instructions: Sequence[str]) -> dict[str, Source]:
+        if not 0 < len(instructions) <= MAX_INSTRUCTIONS:
+            raise InstructionError(
+                "there must be an instruction, and not too many",
+                expected=f"1 to {MAX_INSTRUCTIONS}",
+                found=len(instructions),
+            )
+        wrong = [f"{index}: {type(text).__name__}" for index, text in enumerate(instructions) if type(text) is not str]
+        if wrong:
+            raise InstructionError("an instruction must be a string", found=wrong)
+        if self._tokenizer is not None:
+            tokenizer = self._tokenizer
+            return {
+                "ids": Source(tuple(instructions), lambda wanted: tokenizer([instructions[index] for index in wanted]))
+            }
+        names = [self._baked_name(text) for text in instructions]
+        return {"tokens": Source(tuple(names), lambda wanted: np.stack([self._baked[names[i]] for i in wanted]))}
+
+    def _baked_name(self, instruction: str) -> str:
+        name = clean(instruction, self._text.spec.clean)
+        if name not in self._baked:
+            raise InstructionError(
+                "the bundle was exported for a fixed list of instructions, and this is not one of them",
+                expected=[*self._text.instructions[:10], *(["..."] if len(self._text.instructions) > 10 else [])],
+                found=repr(instruction),
+                fix="export again with the instruction in the --bake file, or without --bake",
+            )
+        return name
+
+    def _open_stage(self, name: str) -> Session:
+        self._require_open()
+        stage, root = self.bundle.manifest.stages[name], self.bundle.root
+        variant = stage.variants.get(VARIANT)
+        if variant is None:
+            raise BackendError(
+                "the bundle holds no variant that this back end runs",
+                where=f"{root}, stage {name}",
+                expected=VARIANT,
+                found=", ".join(stage.variants),
+                fix="export the bundle for this target",
+            )
+        graph = self._checked_graph(name, variant)
+        folder = (root / variant.graph).parent.resolve()
+        if variant.weights:
+            self.bundle.require_unchanged(variant.weights)
+        session = self.backend.open_stage(StageFiles(name, stage, graph, folder, self._threads))
+        if variant.weights:
+            self.bundle.require_unchanged(variant.weights)  # it was mapped by path: nobody may have swapped it
+        return session
+
+    def _checked_graph(self, name: str, variant: Variant) -> bytes:
+        where = f"{self.bundle.root}, {variant.graph}"
+        graph = self.bundle.read(variant.graph)
+        weights = variant.weights
+        if weights and Path(weights).parent != Path(variant.graph).parent:
+            raise BundleError("a stage's weight file must lie beside its graph", where=where, found=weights)
+        onnx_scan.scan(
+            graph,
+            opset=variant.opset,
+            weights=Path(weights).name if weights else None,
+            weights_bytes=self.bundle.manifest.files[weights].size if weights else 0,
+            where=where,
+        )
+        return graph
+
+
+def _digest(array: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(array.data, digest_size=32).digest()
+
+
+def _group_instructions(instructions: str | Sequence[str], groups: int, repeats: int) -> list[str]:
+    """One instruction for all groups, or one per group."""
+    names = [instructions] if isinstance(instructions, str) else list(instructions)
+    if len(names) == groups * repeats and len(names) != groups:
+        per_group = [names[group * repeats : (group + 1) * repeats] for group in range(groups)]
+        mixed = [str(group) for group, each in enumerate(per_group) if len(set(each)) > 1]
+        if mixed:
+            raise InputError("candidates of one group have different instructions", found="groups " + ", ".join(mixed))
+        names = [each[0] for each in per_group]
+    if len(set(names)) == 1:
+        return names[:1]
+    if len(names) != groups:
+        raise InputError(
+            "instructions do not fit the groups",
+            expected=f"1 instruction, {groups} (one per group) or {groups * repeats} (one per candidate)",
+            found=len(names),
+        )
+    return names
+
+
+def _read_baked(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
+    """Tokens (L, D) by cleaned instruction."""
+    text, manifest = bundle.manifest.text, bundle.manifest
+    where = f"{bundle.root}, {text.baked}"
+    tokens = bundle.tensors(cast(str, text.baked)).get("tokens")
+    expected = (len(text.instructions), text.spec.context_length, manifest.trunk.width)
+    if not isinstance(tokens, np.ndarray) or tokens.shape != expected or tokens.dtype != np.float32:
+        found: Any = tokens.shape if isinstance(tokens, np.ndarray) else "no tokens"
+        raise BundleError("baked instructions are malformed", where=where, expected=expected, found=found)
+    if not np.isfinite(tokens).all():
+        raise BundleError("baked instructions are malformed", where=where, found="NaN or infinite values")
+    names = [clean(each, text.spec.clean) for each in text.instructions]
+    if len(set(names)) != len(names):
+        raise BundleError("baked instructions are not distinct once cleaned", where=where)
+    return dict(zip(names, tokens, strict=True))
+
+
+def load(
+    path: Path | str,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    cache: CacheLimits | None = None,
+    recheck: bool = False,
+    progress: Progress = silent,
+) -> Ensemble:
+    """Opens a bundle, checks it, and compiles its stages.
+
+    Args:
+        path: the directory that ``trunkline export`` wrote.
+        backend: name of a back end; by default the fastest that is installed.
+        threads: cores to use; by default all physical ones.
+        cache: bounds of each stage's cache.
+        recheck: hash every file, also those unchanged since they were last hashed here.
+        progress: told about hashing.
+
+    Raises:
+        BundleError: the bundle is malformed.
+        IntegrityError: it is not what its manifest says.
+        BackendError: no back end is installed, or it refuses a stage.
+    """
+    chosen = choose(backend)
+    ensemble = Ensemble(Bundle(path, recheck=recheck, progress=progress), chosen, cache, threads=threads)
+    ensemble.open_stages()
+    return ensemble

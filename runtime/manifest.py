@@ -1,0 +1,311 @@
+"""``manifest.json``: what a bundle is, as frozen records, read strictly.
+
+The format is described, with the reason for every rule, in docs/bundle.md. Reading refuses unknown fields; checking
+compares every statement with every other (names, shapes along the graph, files), and reports all differences.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from trunkline.runtime import record
+from trunkline.runtime.errors import BundleError
+from trunkline.runtime.files import ambiguous, name_problem
+from trunkline.runtime.image import ImageSpec
+from trunkline.runtime.text import TextSpec
+
+FORMAT = "trunkline-bundle"
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+
+#: No stage of a bundle comes near these; they keep a forged manifest from asking for absurd buffers.
+MAX_FILE_BYTES = 1 << 40
+MAX_DIMENSION = 1 << 20
+MAX_ELEMENTS = 1 << 28
+MAX_MEMBERS = 256
+
+DType = Literal["uint8", "int64", "float32"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor at a stage's boundary. A letter in ``shape`` is a dimension that may vary."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of a stage: an ONNX file, and the file of its large tensors if it has any."""
+
+    graph: str
+    weights: str | None
+    opset: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    variants: dict[str, Variant]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 in lower-case hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class MemberEntry:
+    """A head: unique name, the file it came from, SHA-256 over its tensors."""
+
+    name: str
+    source: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class TrunkEntry:
+    """The frozen encoder: open_clip name, SHA-256 over its weights, token width D, patch count P."""
+
+    name: str
+    digest: str
+    width: int
+    patches: int
+
+
+@dataclass(frozen=True)
+class ActionsEntry:
+    """Candidate windows: H steps of A numbers; a step whose component 0 equals ``padding_value`` is padding.
+
+    ``encoder`` "mlp" reads padding as numbers, "transformer" masks it.
+    """
+
+    history_length: int
+    action_dim: int
+    padding_value: float
+    encoder: Literal["transformer", "mlp"]
+
+
+@dataclass(frozen=True)
+class TextEntry:
+    """Instructions: how they are tokenised, or, if baked, which ones there are.
+
+    Exactly one of ``tokenizer`` (a tokenizers JSON file) and ``baked`` (a safetensors file with ``tokens``,
+    one (L, D) block per entry of ``instructions``) is set.
+    """
+
+    spec: TextSpec
+    tokenizer: str | None = None
+    baked: str | None = None
+    instructions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParityEntry:
+    """What the exporter measured on the golden vectors, and the gate a device must pass.
+
+    Attributes:
+        golden: safetensors file with inputs and the PyTorch ensemble's outputs.
+        instructions: what the golden frames are scored under.
+        max_score_change: gate, largest allowed difference of a score.
+        margin: decisions whose two best scores are closer than this may change their winner.
+        measured_score_change: largest difference found at export.
+        decisions: how many were compared at export.
+        winners_changed: how many changed their winner although their margin was larger.
+    """
+
+    golden: str
+    instructions: tuple[str, ...]
+    max_score_change: float
+    margin: float
+    measured_score_change: float
+    decisions: int
+    winners_changed: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest; field by field in docs/bundle.md."""
+
+    format: str
+    schema: int
+    kind: Literal["verifier"]
+    embedding: int
+    trunk: TrunkEntry
+    members: tuple[MemberEntry, ...]
+    actions: ActionsEntry
+    image: ImageSpec
+    text: TextEntry
+    stages: dict[str, Stage]
+    parity: ParityEntry
+    producer: dict[str, str]
+    files: dict[str, FileEntry]
+
+    def referenced(self) -> list[str]:
+        """Every file the manifest uses, in a stable order."""
+        names = [self.parity.golden, self.text.tokenizer, self.text.baked]
+        for stage in self.stages.values():
+            for variant in stage.variants.values():
+                names += [variant.graph, variant.weights]
+        return [name for name in names if name is not None]
+
+
+def read_manifest(text: bytes, where: object) -> Manifest:
+    """Reads and checks a manifest.
+
+    Raises:
+        BundleError: listing every difference from the format.
+    """
+    try:
+        content = record.parse(text)
+        _check_version(content, where)
+        manifest = record.build(content, Manifest)
+    except record.RecordError as error:
+        raise BundleError(
+            "the manifest is malformed",
+            where=where,
+            expected=f"{FORMAT}, schema {SCHEMA} (docs/bundle.md)",
+            found=error.differences,
+            fix="copy the bundle again, or export it again",
+        ) from error
+    problems = list(_problems(manifest))
+    if problems:
+        raise BundleError("the manifest contradicts itself", where=where, found=problems, fix="export the bundle again")
+    return manifest
+
+
+def _check_version(content: object, where: object) -> None:
+    found = {key: content.get(key) for key in ("format", "schema")} if isinstance(content, dict) else {}
+    if found == {"format": FORMAT, "schema": SCHEMA}:
+        return
+    newer = isinstance(found.get("schema"), int) and found["schema"] > SCHEMA
+    raise BundleError(
+        "the bundle is of a newer schema than this runtime reads" if newer else "this is not a bundle's manifest",
+        where=where,
+        expected=f"format {FORMAT!r}, schema {SCHEMA}",
+        found=f"format {found.get('format')!r}, schema {found.get('schema')!r}",
+        fix="update trunkline on this machine" if newer else "point at the directory that `trunkline export` wrote",
+    )
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    yield from _file_problems(manifest)
+    yield from _member_problems(manifest.members)
+    yield from _number_problems(manifest)
+    shapes = [problem for stage in manifest.stages.items() for problem in _tensor_problems(*stage)]
+    yield from shapes or _graph_problems(manifest)
+    if (manifest.text.tokenizer is None) == (manifest.text.baked is None):
+        yield "text: exactly one of tokenizer and baked must be set"
+    if (manifest.text.baked is None) != (not manifest.text.instructions):
+        yield "text: baked tokens and their instructions must come together"
+
+
+def _file_problems(manifest: Manifest) -> Iterator[str]:
+    for name, entry in manifest.files.items():
+        if problem := name_problem(name):
+            yield f"file name {name!r} {problem}"
+        if not 0 <= entry.size <= MAX_FILE_BYTES:
+            yield f"{name}: size {entry.size} is out of range"
+        if not re.fullmatch("[0-9a-f]{64}", entry.sha256):
+            yield f"{name}: sha256 is not 64 lower-case hex digits"
+    yield from (f"file names are the same on some systems: {pair}" for pair in ambiguous(list(manifest.files)))
+    if MANIFEST_NAME in manifest.files:
+        yield "the manifest lists itself"
+    referenced = manifest.referenced()
+    yield from (f"{name!r} is used but not listed in files" for name in referenced if name not in manifest.files)
+    yield from (f"{name!r} is listed in files but not used" for name in manifest.files if name not in referenced)
+
+
+def _member_problems(members: tuple[MemberEntry, ...]) -> Iterator[str]:
+    if not 0 < len(members) <= MAX_MEMBERS:
+        yield f"{len(members)} members; there must be 1 to {MAX_MEMBERS}"
+    for member in members:
+        problem = "holds a slash" if "/" in member.name else name_problem(member.name)
+        if problem:
+            yield f"member name {member.name!r} {problem}"
+    yield from (f"member names are not distinct: {pair}" for pair in ambiguous([each.name for each in members]))
+
+
+def _number_problems(manifest: Manifest) -> Iterator[str]:
+    numbers = {
+        "embedding": manifest.embedding,
+        "trunk.width": manifest.trunk.width,
+        "trunk.patches": manifest.trunk.patches,
+        "actions.history_length": manifest.actions.history_length,
+        "actions.action_dim": manifest.actions.action_dim,
+        "text.spec.context_length": manifest.text.spec.context_length,
+        "image.height": manifest.image.height,
+        "image.width": manifest.image.width,
+    }
+    yield from (f"{name} is {value}" for name, value in numbers.items() if not 0 < value <= MAX_DIMENSION)
+    if manifest.parity.max_score_change <= 0 or manifest.parity.margin < 0:
+        yield "parity: the gate must be positive"
+
+
+def _tensor_problems(name: str, stage: Stage) -> Iterator[str]:
+    if not stage.variants:
+        yield f"stage {name} has no variant"
+    if len(stage.outputs) != 1:
+        yield f"stage {name} has {len(stage.outputs)} outputs; one is supported"
+    for tensor in stage.inputs + stage.outputs:
+        sizes = [size for size in tensor.shape if isinstance(size, int)]
+        letters = [size for size in tensor.shape if isinstance(size, str)]
+        product = 1
+        for size in sizes:
+            product *= size
+        if any(not 0 < size <= MAX_DIMENSION for size in sizes) or product > MAX_ELEMENTS:
+            yield f"stage {name}: shape {list(tensor.shape)} of {tensor.name} is out of range"
+        if len(letters) > 1 or not all(re.fullmatch("[A-Z]", letter) for letter in letters):
+            yield f"stage {name}: {tensor.name} may have one varying dimension, named by a capital letter"
+
+
+def _graph_problems(manifest: Manifest) -> Iterator[str]:
+    expected = verifier_contract(manifest)
+    if extra := sorted(set(manifest.stages) - set(expected)):
+        yield f"stages {extra} do not belong to a verifier"
+    for name, (inputs, output) in expected.items():
+        stage = manifest.stages.get(name)
+        if stage is None:
+            yield f"stage {name} is missing"
+        elif (stage.inputs, stage.outputs) != (inputs, (output,)):
+            yield f"stage {name} is {_shown(stage.inputs, stage.outputs)}, expected {_shown(inputs, (output,))}"
+
+
+Contract = Mapping[str, tuple[tuple[TensorSpec, ...], TensorSpec]]
+
+
+def verifier_contract(manifest: Manifest) -> Contract:
+    """Inputs and output of every stage that a verifier of these sizes has."""
+    image, actions, trunk = manifest.image, manifest.actions, manifest.trunk
+    length, embedding, members = manifest.text.spec.context_length, manifest.embedding, len(manifest.members)
+    tokens = TensorSpec("tokens", "float32", ("I", length, trunk.width))
+    patches = TensorSpec("patches", "float32", ("B", trunk.patches, trunk.width))
+    frame = TensorSpec("patches", "float32", (1, trunk.patches, trunk.width))
+    pixels = TensorSpec("pixels", "uint8", ("B", image.height, image.width, 3))
+    history = TensorSpec("history", "float32", ("N", actions.history_length, actions.action_dim))
+    stages = {
+        "vision": ((pixels,), patches),
+        "text": ((TensorSpec("ids", "int64", ("I", length)),), tokens),
+        "context": ((frame, tokens), TensorSpec("context", "float32", (members, "I", embedding))),
+        "action": ((history,), TensorSpec("action", "float32", (members, "N", embedding))),
+    }
+    if manifest.text.baked is not None:
+        del stages["text"]
+    return stages
+
+
+def _shown(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> str:
+    def shown(tensors: tuple[TensorSpec, ...]) -> str:
+        return ", ".join(f"{each.name} {each.dtype} {list(each.shape)}" for each in tensors)
+
+    return f"{shown(inputs)} -> {shown(outputs)}"

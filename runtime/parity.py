@@ -1,0 +1,170 @@
+"""Does this bundle, on this machine, still decide as the PyTorch ensemble did?
+
+The exporter stores golden inputs and the PyTorch ensemble's outputs in the bundle. Here they are run again. Pixels and
+token ids must be identical; scores are judged by the largest change and by who wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.runtime.ensemble import Ensemble
+from trunkline.runtime.errors import BundleError, ParityError
+from trunkline.runtime.progress import Progress, silent
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sets of decisions held against each other.
+
+    Attributes:
+        decisions: how many rankings of candidates were compared.
+        max_score_change: largest absolute difference of a score.
+        winners_changed: decisions with another winner although the reference's margin exceeded the allowed one.
+        winners_close: decisions with another winner whose margin was smaller.
+        rank_correlation: lowest Spearman correlation of a decision's scores; 1 is the same ranking.
+    """
+
+    decisions: int
+    max_score_change: float
+    winners_changed: int
+    winners_close: int
+    rank_correlation: float
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Golden vectors against this machine. ``passed`` is the gate."""
+
+    fused: Comparison
+    members: tuple[Comparison, ...]
+    frames: int
+    pixels_changed: int
+    ids_changed: int
+    allowed_score_change: float
+    margin: float
+    passed: bool
+
+
+def compare(expected: Scores, found: Scores, margin: float) -> Comparison:
+    """Compares scores (..., N) over their last dimension."""
+    expected, found = expected.reshape(-1, expected.shape[-1]), found.reshape(-1, found.shape[-1])
+    other = expected.argmax(1) != found.argmax(1)
+    best_two = np.sort(expected, axis=1)[:, -2:]
+    clear = best_two[:, -1] - best_two[:, 0] > margin if expected.shape[1] > 1 else np.zeros(len(expected), bool)
+    correlations = [_spearman(one, two) for one, two in zip(expected, found, strict=True)]
+    return Comparison(
+        decisions=len(expected),
+        max_score_change=float(np.abs(expected - found).max()),
+        winners_changed=int((other & clear).sum()),
+        winners_close=int((other & ~clear).sum()),
+        rank_correlation=float(min(correlations)),
+    )
+
+
+def _spearman(one: Scores, two: Scores) -> float:
+    ranks = [np.argsort(np.argsort(scores, kind="stable"), kind="stable").astype(float) for scores in (one, two)]
+    if len(one) < 2:
+        return 1.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def golden_name(kind: str, index: int) -> str:
+    """Name of a golden tensor of one frame, such as ``frame_0``."""
+    return f"{kind}_{index}"
+
+
+def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityReport:
+    """Runs the golden vectors.
+
+    Raises:
+        BundleError: the golden vectors are malformed.
+        TrunklineError: as :meth:`Ensemble.score`.
+    """
+    entry = ensemble.bundle.manifest.parity
+    golden = _Golden(ensemble)
+    found, found_members, pixels_changed = [], [], 0
+    for index in range(golden.frames):
+        progress("golden vectors", index, golden.frames)
+        image = cast(NDArray[np.uint8], golden.get("frame", index))
+        pixels_changed += not np.array_equal(ensemble.pixels(image), golden.get("pixels", index))
+        decision = ensemble.score(image, entry.instructions, golden.get("histories", index))
+        found.append(decision.scores)
+        found_members.append(decision.member_scores)
+    progress("golden vectors", golden.frames, golden.frames)
+    fused = compare(golden.stacked("scores"), np.stack(found), entry.margin)
+    expected_members, members_found = golden.stacked("member_scores"), np.stack(found_members)  # (F, K, I, N)
+    members = tuple(
+        compare(expected_members[:, k], members_found[:, k], entry.margin) for k in range(expected_members.shape[1])
+    )
+    ids_changed = _ids_changed(ensemble, entry.instructions, golden)
+    passed = (
+        fused.max_score_change <= entry.max_score_change
+        and fused.winners_changed == 0
+        and pixels_changed == 0
+        and ids_changed == 0
+    )
+    return ParityReport(
+        fused, members, golden.frames, pixels_changed, ids_changed, entry.max_score_change, entry.margin, passed
+    )
+
+
+def require_parity(report: ParityReport, where: object) -> None:
+    """Raises ParityError, listing what differs, unless the report passed."""
+    if report.passed:
+        return
+    found = []
+    if report.fused.max_score_change > report.allowed_score_change:
+        found.append(f"a score changed by {report.fused.max_score_change:.3g}")
+    if report.fused.winners_changed:
+        found.append(f"{report.fused.winners_changed} of {report.fused.decisions} decisions have another winner")
+    if report.pixels_changed:
+        found.append(f"preprocessing of {report.pixels_changed} of {report.frames} frames differs (Pillow version?)")
+    if report.ids_changed:
+        found.append(f"token ids of {report.ids_changed} instructions differ (tokenizers or ftfy version?)")
+    raise ParityError(
+        "the bundle does not decide as the PyTorch ensemble did",
+        where=where,
+        expected=f"scores within {report.allowed_score_change:g}, the same winners, identical pixels and ids",
+        found=found,
+        fix="do not run it on a robot; install the versions that the manifest's producer names, or export again",
+    )
+
+
+class _Golden:
+    """The bundle's golden vectors, checked on access."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        manifest = ensemble.bundle.manifest
+        self._where = f"{ensemble.bundle.root}, {manifest.parity.golden}"
+        self._tensors = ensemble.bundle.tensors(manifest.parity.golden)
+        self.frames = sum(name.startswith("frame_") for name in self._tensors)
+        if not self.frames or not manifest.parity.instructions:
+            raise BundleError("the bundle holds no golden vectors", where=self._where, fix="export it again")
+
+    def get(self, kind: str, index: int) -> NDArray[np.generic]:
+        tensor = self._tensors.get(golden_name(kind, index))
+        if not isinstance(tensor, np.ndarray):
+            raise BundleError("golden vectors are malformed", where=self._where, found=f"no {kind} of frame {index}")
+        return tensor
+
+    def stacked(self, kind: str) -> Scores:
+        try:
+            return np.stack([self.get(kind, index) for index in range(self.frames)]).astype(np.float32)
+        except ValueError as error:
+            raise BundleError("golden vectors are malformed", where=self._where, found=str(error)) from error
+
+
+def _ids_changed(ensemble: Ensemble, instructions: Sequence[str], golden: _Golden) -> int:
+    ids = ensemble.token_ids(instructions)
+    if ids is None:
+        return 0
+    expected = golden.get("ids", 0)
+    return int((ids != expected).any(axis=1).sum()) if ids.shape == expected.shape else len(instructions)
