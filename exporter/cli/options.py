@@ -1,0 +1,80 @@
+"""Options that several commands share, and the check for the exporter's libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from trunkline.runtime.errors import TrunkError, TrunklineError
+from trunkline.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that `trunkline export` wrote.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+BackendOption = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads this at run time on Python 3.10
+    typer.Option("--backend", metavar="NAME", help="Back end to run on; by default the fastest installed."),
+]
+ThreadsOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--threads", min=1, help="Cores to use; by default all physical ones."),
+]
+BackboneOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--backbone",
+        metavar="NAME",
+        help="open_clip name of the trunk: hf-hub:ORG/REPO, local-dir:FOLDER, or a built-in name. "
+        "By default the name in the checkpoint.",
+    ),
+]
+TrunkWeightsOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--trunk-weights", metavar="FILE", help="Weights of a built-in trunk."),
+]
+
+_EXPORT_MODULES = ("torch", "torchvision", "open_clip", "timm", "transformers", "onnx", "onnxscript", "onnx_ir")
+
+
+@contextmanager
+def exporter_libraries(command: str) -> Iterator[None]:
+    """Turns a missing exporter library into advice."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXPORT_MODULES:
+            raise
+        raise TrunklineError(
+            f"`trunkline {command}` needs PyTorch and its relatives",
+            found=str(error),
+            fix="pip install 'trunkline[export]' on the workstation; a robot only needs the bundle",
+        ) from error
+
+
+def reference_for(
+    command: str, file: Path, backbone: str | None, trunk_weights: Path | None, progress: Progress
+) -> PyTorchEnsemble:
+    """The PyTorch ensemble of a checkpoint, for the commands that compare with it.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        TrunkError: its trunk cannot be built, or is another one.
+    """
+    with exporter_libraries(command):
+        from trunkline.exporter.checkpoint.read import read_checkpoint
+        from trunkline.exporter.export import require_fit
+        from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
+        from trunkline.exporter.trunk import load_trunk
+    checkpoint = read_checkpoint(file, progress=progress)
+    name = backbone or checkpoint.backbone
+    if name is None:
+        raise TrunkError("the checkpoint does not name its trunk", where=file, fix="name it with --backbone")
+    trunk = load_trunk(name, trunk_weights)
+    require_fit(checkpoint, trunk, progress)
+    return PyTorchEnsemble(trunk, checkpoint)

@@ -1,0 +1,147 @@
+"""Latency of a bundle on this machine: percentiles per stage, and for the calls a control loop makes.
+
+Three everyday cases, all with instructions that were seen before:
+
+- ``new frame``: a new image, one instruction, N candidates;
+- ``new candidates``: the same image and instruction, N new candidates;
+- ``rephrasings``: a new image, I instructions, N candidates.
+
+Frames are random noise at twice the model's size, so that the resize is part of the measurement; noise costs the same
+as any image. Each case is warmed up first. ``outside`` is what a call spends outside the back end: checking, resizing,
+hashing, cache and fusion.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.runtime.ensemble import Ensemble
+from trunkline.runtime.progress import Progress, silent
+
+REPHRASINGS = (
+    "put the red block in the bowl",
+    "place the red block into the bowl",
+    "move the red cube to the bowl",
+    "pick up the red block and drop it in the bowl",
+    "the red block belongs in the bowl",
+    "set the red block inside the bowl",
+    "take the red cube and put it in the bowl",
+    "drop the red block into the bowl",
+)
+
+
+Call = tuple[NDArray[np.uint8], list[str], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Milliseconds."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Percentiles:
+        values = np.asarray(seconds) * 1e3
+        p50, p90, p99 = (float(value) for value in np.percentile(values, (50, 90, 99)))
+        return cls(p50, p90, p99, float(values.max()))
+
+
+@dataclass(frozen=True)
+class CaseLatency:
+    """One kind of call: whole calls, time outside the back end, and each stage that ran."""
+
+    name: str
+    calls: int
+    total: Percentiles
+    outside: Percentiles
+    stages: dict[str, Percentiles]
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    backend: str
+    candidates: int
+    instructions: int
+    cases: tuple[CaseLatency, ...]
+
+
+def measure(
+    ensemble: Ensemble,
+    *,
+    iterations: int = 30,
+    warm_up: int = 3,
+    candidates: int = 20,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> LatencyReport:
+    """Measures the everyday cases.
+
+    Args:
+        ensemble: a loaded bundle; its caches are emptied.
+        iterations: measured calls per case.
+        warm_up: calls before.
+        candidates: N.
+        seed: of frames and candidates.
+        progress: counts cases.
+    """
+    make = _Inputs(ensemble, candidates, seed)
+    instructions = list(ensemble.bundle.manifest.text.instructions[:8] or REPHRASINGS)
+    still = make.frame()
+    cases: list[tuple[str, Callable[[], Call]]] = [
+        ("new frame", lambda: (make.frame(), instructions[:1], make.windows())),
+        ("new candidates", lambda: (still, instructions[:1], make.windows())),
+        (f"{len(instructions)} rephrasings", lambda: (make.frame(), instructions, make.windows())),
+    ]
+    ensemble.forget()
+    results = []
+    for index, (name, prepare) in enumerate(cases):
+        progress("measuring", index, len(cases))
+        for _ in range(warm_up):
+            ensemble.score(*prepare())
+        results.append(_measure_case(ensemble, name, [prepare() for _ in range(iterations)]))
+    progress("measuring", len(cases), len(cases))
+    backend = f"{ensemble.backend.NAME} {ensemble.backend.version()}"
+    return LatencyReport(backend, candidates, len(instructions), tuple(results))
+
+
+def _measure_case(ensemble: Ensemble, name: str, calls: Sequence[Call]) -> CaseLatency:
+    totals, outside = [], []
+    stages: dict[str, list[float]] = {}
+    for image, instructions, histories in calls:
+        before = {stage: counts.seconds for stage, counts in ensemble.counts().items()}
+        started = time.perf_counter()
+        ensemble.score(image, instructions, histories)
+        totals.append(time.perf_counter() - started)
+        spent = {stage: counts.seconds - before[stage] for stage, counts in ensemble.counts().items()}
+        outside.append(totals[-1] - sum(spent.values()))
+        for stage, seconds in spent.items():
+            if seconds > 0:
+                stages.setdefault(stage, []).append(seconds)
+    percentiles = {stage: Percentiles.of(seconds) for stage, seconds in stages.items()}
+    return CaseLatency(name, len(calls), Percentiles.of(totals), Percentiles.of(outside), percentiles)
+
+
+class _Inputs:
+    """Random frames and windows of the sizes an ensemble takes."""
+
+    def __init__(self, ensemble: Ensemble, candidates: int, seed: int) -> None:
+        self._manifest = ensemble.bundle.manifest
+        self._candidates = candidates
+        self._random = np.random.default_rng(seed)
+
+    def frame(self) -> NDArray[np.uint8]:
+        image = self._manifest.image
+        return self._random.integers(0, 256, (2 * image.height, 2 * image.width, 3), dtype=np.uint8)
+
+    def windows(self) -> NDArray[np.float32]:
+        actions = self._manifest.actions
+        shape = (self._candidates, actions.history_length, actions.action_dim)
+        return self._random.normal(0, 1, shape).astype(np.float32)
