@@ -1,0 +1,83 @@
+"""What a decision costs outside the back end, the resize and the tokenizer.
+
+    python benchmarks/overhead.py BUNDLE [--calls 500] [--write docs/benchmarks.md]
+
+Time spent in the back end's ``run``, in the image's preprocessing and in the tokenizer is taken off each call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.full_scale import machine, write_into
+
+from trunkline.runtime import ensemble as ensemble_module
+from trunkline.runtime import load
+from trunkline.targets.latency import REPHRASINGS
+
+
+class Stopwatch:
+    """Wraps functions and adds up what is spent in them."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.seconds += time.perf_counter() - started
+
+        return timed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--calls", type=int, default=500)
+    parser.add_argument("--write", type=Path, help="page whose table is replaced")
+    arguments = parser.parse_args()
+    apart = Stopwatch()
+    ensemble_module.to_pixels = apart.around(ensemble_module.to_pixels)  # type: ignore[assignment]
+    ensemble_module.Tokenizer.__call__ = apart.around(ensemble_module.Tokenizer.__call__)  # type: ignore[method-assign]
+    random = np.random.default_rng(0)
+    lines = [f"Machine: {machine()}.", "", "| call, 20 candidates | median | p90 |", "|---|---|---|"]
+    with load(arguments.bundle) as ensemble:
+        actions = ensemble.bundle.manifest.actions
+        still = random.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        for name, moving, instructions in (
+            ("new candidates", False, REPHRASINGS[:1]),
+            ("new frame", True, REPHRASINGS[:1]),
+            ("new frame, 8 rephrasings", True, REPHRASINGS),
+        ):
+            spent = []
+            for _ in range(arguments.calls):
+                image = random.integers(0, 256, still.shape, dtype=np.uint8) if moving else still
+                shape = (20, actions.history_length, actions.action_dim)
+                histories = random.normal(0, 1, shape).astype(np.float32)
+                before = apart.seconds + sum(counts.seconds for counts in ensemble.counts().values())
+                started = time.perf_counter()
+                ensemble.score(image, list(instructions), histories)
+                total = time.perf_counter() - started
+                after = apart.seconds + sum(counts.seconds for counts in ensemble.counts().values())
+                spent.append((total - (after - before)) * 1e3)
+            median, high = np.percentile(spent[arguments.calls // 10 :], (50, 90))
+            lines.append(f"| {name} | {median:.3f} ms | {high:.3f} ms |")
+    print("\n".join(lines))
+    if arguments.write:
+        write_into(arguments.write, "\n".join(lines), "overhead")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Shared fixtures: one small trunk, checkpoint and bundle per test run, also when several workers run it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.kit import random_checkpoint
+from tests.trunks import head_shape, save_trunk
+
+from trunkline.exporter.checkpoint.members import Checkpoint
+from trunkline.exporter.export import build
+from trunkline.exporter.trunk import Trunk, load_trunk
+from trunkline.runtime import Ensemble, load
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing a test remembers reaches the user's cache directory."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all workers of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+def made_once(target: Path, make: Callable[[], None]) -> Path:
+    """``target``, made by whichever worker comes first; the others wait for it."""
+    lock = target.with_suffix(".lock")
+    try:
+        lock.mkdir()
+    except FileExistsError:
+        deadline = time.monotonic() + 600
+        while not (lock / "done").exists():
+            if (lock / "failed").exists() or time.monotonic() > deadline:
+                pytest.fail(f"another worker could not make {target}")
+            time.sleep(0.1)
+        return target
+    try:
+        make()
+    except BaseException:
+        (lock / "failed").touch()
+        raise
+    (lock / "done").touch()
+    return target
+
+
+@pytest.fixture(scope="session")
+def trunk_folder(shared: Path) -> Path:
+    """A trunk that open_clip loads as ``local-dir:FOLDER``: test_vit, 160 px, 100 patches, width 64."""
+    return made_once(shared / "trunk", lambda: (save_trunk(shared / "trunk"), None)[1])
+
+
+@pytest.fixture(scope="session")
+def trunk(trunk_folder: Path) -> Trunk:
+    """Do not cast or change it: it is shared."""
+    return load_trunk(f"local-dir:{trunk_folder}")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(trunk_folder: Path) -> Checkpoint:
+    """Three members on :func:`trunk`."""
+    return random_checkpoint(3, head_shape(), f"local-dir:{trunk_folder}")
+
+
+@pytest.fixture(scope="session")
+def bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
+    """A bundle of :func:`checkpoint`. Never write into it; copy it with ``shutil.copytree``."""
+    return made_once(shared / "bundle", lambda: (build(checkpoint, trunk, shared / "bundle"), None)[1])
+
+
+@pytest.fixture(scope="session")
+def ensemble(bundle: Path) -> Iterator[Ensemble]:
+    """The bundle, loaded. Call ``forget()`` first where a test counts what is computed."""
+    with load(bundle) as loaded:
+        yield loaded
