@@ -19,7 +19,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.full_scale import machine, write_into
-
 from trunkline.runtime import ensemble as ensemble_module
 from trunkline.runtime import load
 from trunkline.targets.latency import REPHRASINGS

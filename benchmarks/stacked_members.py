@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.full_scale import CANDIDATES, MEMBERS, PUBLISHED, machine, write_into
 from tests.kit import random_member
-
 from trunkline.exporter.reference import build_member
 from trunkline.exporter.stages.action import ActionStage
 from trunkline.exporter.stages.context import ContextStage

@@ -1,0 +1,12 @@
+"""Checkpoints in, bundles out; and the ``trunkline`` command.
+
+The library calls behind the commands:
+
+- :func:`trunkline.exporter.checkpoint.merge.merge`: training checkpoints to one ensemble file;
+- :func:`trunkline.exporter.checkpoint.doctor.diagnose`: hazards in a checkpoint;
+- :func:`trunkline.exporter.export.export`: a checkpoint to a bundle;
+- :func:`trunkline.exporter.against.verify_against`: a bundle held against PyTorch.
+
+This package imports nothing by itself, because the command line, which lives here, must start where torch is not
+installed.
+"""

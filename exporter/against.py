@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS, frame, windows
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
-from trunkline.exporter.trunk import Trunk
 from trunkline.runtime.ensemble import Ensemble
 from trunkline.runtime.parity import Comparison, compare
 from trunkline.runtime.progress import Progress, silent
@@ -33,8 +32,7 @@ class AgainstReport:
 
 def verify_against(
     ensemble: Ensemble,
-    checkpoint: Checkpoint,
-    trunk: Trunk,
+    reference: PyTorchEnsemble,
     *,
     frames: int = 4,
     candidates: int = 20,
@@ -45,8 +43,7 @@ def verify_against(
 
     Args:
         ensemble: the loaded bundle.
-        checkpoint: members in PyTorch.
-        trunk: its weights are cast to bfloat16 in place at the end.
+        reference: the same ensemble in PyTorch, float32. Its trunk is cast to bfloat16 in place: it is used up.
         frames: random frames, each scored under all probe instructions.
         candidates: windows per frame.
         seed: of the random inputs; a new one by default, and reported.
@@ -58,11 +55,12 @@ def verify_against(
     random = np.random.default_rng(seed)
     for index in range(frames):
         size = FRAME_SIZES[index % len(FRAME_SIZES)]
-        cases.append((frame(random, *size), windows(random, candidates, checkpoint.members[0].settings)))
+        cases.append((frame(random, *size), windows(random, candidates, reference.settings)))
     ours = [ensemble.score(image, instructions, histories).scores for image, histories in cases]
-    scored = {}
+    scored: dict[torch.dtype, list[NDArray[np.float32]]] = {}
     for step, dtype in enumerate((torch.float32, torch.bfloat16)):
-        reference = PyTorchEnsemble(trunk, checkpoint, trunk_dtype=dtype)
+        if dtype != reference.dtype:
+            reference = PyTorchEnsemble(reference.trunk, reference.checkpoint, trunk_dtype=dtype)
         scored[dtype] = []
         for index, (image, histories) in enumerate(cases):
             progress("PyTorch reference", step * frames + index, 2 * frames)

@@ -62,7 +62,17 @@ BAKED_NAME = "instructions.safetensors"
 STAGES_NAME = "stages"
 BAKE_BATCH = 16
 
-_PRODUCERS = ("trunkline", "torch", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime", "tokenizers", "pillow")
+_PRODUCERS = (
+    "trunkline",
+    "torch",
+    "open_clip_torch",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tokenizers",
+    "pillow",
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,10 @@ def build(
             manifest, parity = _write(checkpoint, trunk, folder, instructions, progress)
     except OSError as error:
         raise ExportError(
-            "cannot write the bundle", where=output, found=error.strerror or str(error), fix="check space and permissions"
+            "cannot write the bundle",
+            where=output,
+            found=error.strerror or str(error),
+            fix="check space and permissions",
         ) from error
     sizes = {
         name: sum(entry.size for file, entry in manifest.files.items() if file.startswith(f"{STAGES_NAME}/{name}/"))
@@ -197,8 +210,12 @@ def _becoming(output: Path, overwrite: bool) -> Iterator[Path]:
         sync_tree(folder)
         if overwrite and output.exists():
             with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".old", dir=output.parent) as aside:
-                output.rename(Path(aside) / output.name)
-                folder.rename(output)
+                replaced = output.rename(Path(aside) / output.name)
+                try:
+                    folder.rename(output)
+                except BaseException:
+                    replaced.rename(output)
+                    raise
         else:
             folder.rename(output)
     finally:
@@ -242,7 +259,7 @@ def _draft(checkpoint: Checkpoint, trunk: Trunk, baked: tuple[str, ...] | None, 
         schema=SCHEMA,
         kind="verifier",
         embedding=shape.embedding,
-        trunk=TrunkEntry(trunk.name, trunk.digest(progress), trunk.width, trunk.patches),
+        trunk=TrunkEntry(_portable(trunk.name), trunk.digest(progress), trunk.width, trunk.patches),
         members=tuple(
             MemberEntry(member.name, member.source, digest_tensors(member.tensors().items()))
             for member in checkpoint.members
@@ -257,6 +274,12 @@ def _draft(checkpoint: Checkpoint, trunk: Trunk, baked: tuple[str, ...] | None, 
         producer={name: metadata.version(name) for name in _PRODUCERS} | {"python": platform.python_version()},
         files={},
     )
+
+
+def _portable(name: str) -> str:
+    """A trunk's name without the folders of this machine: ``local-dir:/home/me/trunk`` is ``local-dir:trunk``."""
+    schema, colon, place = name.partition(":")
+    return f"{schema}:{Path(place).absolute().name}" if colon and schema == "local-dir" else name
 
 
 def _trace_stages(

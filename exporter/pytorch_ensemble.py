@@ -27,10 +27,11 @@ class PyTorchEnsemble:
     def __init__(self, trunk: Trunk, checkpoint: Checkpoint, *, trunk_dtype: torch.dtype = torch.float32) -> None:
         """Builds the members; ``trunk_dtype`` bfloat16 casts the trunk's weights in place."""
         self.trunk = trunk
+        self.checkpoint = checkpoint
         self.dtype = trunk_dtype
         self.members: list[ReferenceMember] = [build_member(member) for member in checkpoint.members]
         self.settings = checkpoint.members[0].settings
-        self._model = trunk.model.to(trunk_dtype)
+        self._model: Any = trunk.model.to(trunk_dtype)
         self._vision, self._text = VisionFeatures(self._model), TextFeatures(self._model)
         config = open_clip.transform.PreprocessCfg(**self._model.visual.preprocess_cfg)
         self._preprocess: Any = open_clip.transform.image_transform_v2(config, is_train=False)

@@ -129,9 +129,8 @@ class ReferenceMember(nn.Module):
 
     def components(self) -> dict[str, dict[str, Tensor]]:
         """The state dict in the nested form that checkpoints use."""
-        return {
-            name: dict(child.state_dict()) for name in ALL_COMPONENTS if (child := getattr(self, name, None)) is not None
-        }
+        children = dict(self.named_children())
+        return {name: dict(children[name].state_dict()) for name in ALL_COMPONENTS if name in children}
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Trunk:
 
     Attributes:
         name: open_clip name, as in the checkpoint or on the command line.
-        model: the whole model, float32, eval mode.
+        model: the whole ``torch.nn.Module``, float32, eval mode.
         tokenizer: as ``open_clip.get_tokenizer`` gives it.
         width: D, of patches and tokens alike.
         patches: P.
@@ -49,7 +49,7 @@ class Trunk:
     """
 
     name: str
-    model: nn.Module
+    model: Any
     tokenizer: Any
     width: int
     patches: int
@@ -64,7 +64,10 @@ class Trunk:
 
     def frozen_digest(self, progress: Progress = silent) -> str:
         """SHA-256 of the weights as training checkpoints store them: parameters cast to bfloat16."""
-        cast = {key: value.to(torch.bfloat16) for key, value in self.model.state_dict().items()}
+        cast = {
+            key: value.to(torch.bfloat16) if value.is_floating_point() else value
+            for key, value in self.model.state_dict().items()
+        }
         return digest_tensors(cast.items(), progress)
 
 
@@ -113,7 +116,7 @@ def _quietly(name: str, build: Callable[[], Any]) -> Any:
         logging.root.setLevel(level)
 
 
-def describe(name: str, model: nn.Module, tokenizer: Any) -> Trunk:
+def describe(name: str, model: Any, tokenizer: Any) -> Trunk:
     """A :class:`Trunk` around a model that is already built.
 
     Raises:
@@ -138,12 +141,12 @@ def describe(name: str, model: nn.Module, tokenizer: Any) -> Trunk:
     )
 
 
-def text_owner(model: nn.Module) -> nn.Module:
+def text_owner(model: Any) -> Any:
     """The module that holds the text transformer: ``model.text``, or in plain CLIP the model itself."""
     return getattr(model, "text", model)
 
 
-def _refuse_uncuttable(name: str, model: nn.Module) -> None:
+def _refuse_uncuttable(name: str, model: Any) -> None:
     visual, owner = getattr(model, "visual", None), text_owner(model)
     problems = []
     if not isinstance(visual, TimmModel):
@@ -178,9 +181,9 @@ def captured(module: nn.Module, run: Callable[[], object]) -> Tensor:
 class VisionFeatures(nn.Module):
     """Normalised images (B, 3, height, width) -> patches (B, P, D) float32, unit rows."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.trunk = model.visual.trunk
+        self.trunk: Any = model.visual.trunk
         height, width = model.visual.image_size
         kernel = self.trunk.patch_embed.proj.kernel_size
         self.patches = (height // kernel[0]) * (width // kernel[1])
@@ -203,9 +206,9 @@ class VisionFeatures(nn.Module):
 class TextFeatures(nn.Module):
     """Token ids (I, L) int64 -> tokens (I, L, D) float32, unit rows."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, ids: Tensor) -> Tensor:
         owner = text_owner(self.model)

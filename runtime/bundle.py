@@ -10,6 +10,7 @@ Not covered: bits that rot on the disk without a write, and a disk that was edit
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -30,6 +31,8 @@ from trunkline.runtime.progress import Progress, silent
 
 #: A file changed this recently may change again within one tick of a coarse file-system clock: not remembered.
 RACY_NS = 2_000_000_000
+#: Files that are read as a whole, rather than mapped by a back end, are at most this large.
+MAX_READ_BYTES = 2 << 30
 #: Directories of a bundle are at most this deep.
 MAX_DEPTH = 8
 
@@ -71,11 +74,14 @@ class Bundle:
         self._verified = self._verify(recheck, progress)
 
     def _manifest_text(self) -> bytes:
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):  # unlike Path.is_dir, it never raises
             raise BundleError(
-                "cannot open a bundle", where=self.root, found="no such directory", fix="check the path of the bundle"
+                "cannot open a bundle",
+                where=self.root,
+                found="no such directory, or not allowed to look",
+                fix="check the path of the bundle and its permissions",
             )
-        if not (self.root / MANIFEST_NAME).exists():
+        if not os.path.lexists(self.root / MANIFEST_NAME):
             raise BundleError(
                 "a directory is not a bundle",
                 where=self.root,
@@ -89,7 +95,7 @@ class Bundle:
                 raise BundleError(
                     "the manifest is malformed", where=self.root / MANIFEST_NAME, found=f"{size} bytes: too large"
                 )
-            return files.read_bytes(descriptor)
+            return files.read_bytes(descriptor, record.MAX_TEXT_BYTES + 1)
 
     def _check_listing(self) -> None:
         listed = set(self.manifest.files) | {MANIFEST_NAME}
@@ -99,7 +105,7 @@ class Bundle:
             raise IntegrityError(
                 "a bundle holds files that its manifest does not list",
                 where=self.root,
-                found=unlisted[:20],
+                found=record.shortened([record.shown(name) for name in unlisted]),
                 fix="remove them, or copy the bundle again; a bundle is never edited in place",
             )
 
@@ -140,14 +146,24 @@ class Bundle:
             raise _altered(self.root, name, f"sha256 {self.manifest.files[name].sha256}", f"sha256 {digest}")
         return identity
 
-    def read(self, name: str) -> bytes:
-        """A small file's content. The bytes returned are the bytes that were hashed.
+    def read(self, name: str, most: int = MAX_READ_BYTES) -> bytes:
+        """A small file's content, up to ``most`` bytes. The bytes returned are the bytes that were hashed.
 
         Raises:
+            BundleError: the file is larger than that.
             IntegrityError: the file changed since the bundle was opened.
         """
+        size = self.manifest.files[name].size
+        if size > most:
+            raise BundleError(
+                "a file of the bundle is too large",
+                where=f"{self.root}, {name}",
+                expected=f"at most {most} bytes",
+                found=f"{size} bytes",
+                fix="use bundles that `trunkline export` wrote",
+            )
         with files.open_inside(self.root, name) as descriptor:
-            content = files.read_bytes(descriptor)
+            content = files.read_bytes(descriptor, size + 1)
         digest = hashlib.sha256(content).hexdigest()
         if digest != self.manifest.files[name].sha256:
             raise _altered(self.root, name, f"sha256 {self.manifest.files[name].sha256}", f"sha256 {digest}")
@@ -163,21 +179,35 @@ class Bundle:
             return dict(load_safetensors(self.read(name)))
         except (SafetensorError, KeyError, ValueError) as error:
             raise BundleError(
-                "a tensor file of the bundle is malformed", where=f"{self.root}, {name}", found=str(error)
+                "a tensor file of the bundle is malformed",
+                where=f"{self.root}, {name}",
+                expected="safetensors of types that numpy has",
+                found=f"{error!s:.300}",
+                fix="export the bundle again",
             ) from error
 
-    def require_unchanged(self, name: str) -> None:
-        """Hashes ``name`` again if it changed since it was verified.
+    @contextlib.contextmanager
+    def unchanged(self, name: str) -> Iterator[None]:
+        """Holds a back end to the verified content of ``name`` while it opens the file by its path.
 
-        Back ends map large files by path; called before and after, this leaves no moment for a swap.
+        The content is hashed again if it changed since it was verified. Right content before and after is not enough,
+        since a file can be swapped and swapped back: during the block nothing on the path may have changed at all.
 
         Raises:
-            IntegrityError: the content is not what the manifest says.
+            IntegrityError: the content is not what the manifest says, or the file was touched meanwhile.
         """
-        with files.open_inside(self.root, name) as descriptor:
-            identity = Identity.of(os.fstat(descriptor))
-        if identity != self._verified[name]:
+        before = files.path_identities(self.root, name)
+        if before[-1] != self._verified[name]:
             self._verified[name] = self._hash_one(name)
+        try:
+            yield
+        finally:  # also when the back end failed: then this is why
+            if self._verified[name] != before[-1] or files.path_identities(self.root, name) != before:
+                raise IntegrityError(
+                    "a file of the bundle was touched while it was loaded",
+                    where=f"{self.root}, {name}",
+                    fix="load again when nothing writes to the bundle; a bundle is replaced as a whole, never edited",
+                )
 
 
 def _altered(root: Path, name: str, expected: str, found: str) -> IntegrityError:
@@ -196,15 +226,17 @@ def _walk(root: Path, prefix: str = "", depth: int = 0) -> Iterator[str]:
         raise IntegrityError("a bundle is nested too deep", where=f"{root}, {prefix}", expected=f"{MAX_DEPTH} levels")
     try:
         entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
-    except PermissionError as error:
+    except OSError as error:
         raise IntegrityError(
             "a directory of the bundle cannot be read",
             where=f"{root}, {prefix}",
-            found="permission denied",
+            found=error.strerror,
             fix="chmod -R u+rX the bundle",
         ) from error
     for entry in entries:
         name = prefix + entry.name
+        if entry.is_symlink():
+            raise files.link_found(f"{root}, {name!r}")
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, name + "/", depth + 1)
         else:
@@ -212,9 +244,18 @@ def _walk(root: Path, prefix: str = "", depth: int = 0) -> Iterator[str]:
 
 
 def cache_directory() -> Path:
-    """Where this user's trunkline keeps what can be made again."""
+    """Where this user's trunkline keeps what can be made again.
+
+    Raises:
+        OSError: this user has no home directory, as in a container that runs under a random user id.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "trunkline"
+    if base and os.path.isabs(base):
+        return Path(base) / "trunkline"
+    try:
+        return Path.home() / ".cache" / "trunkline"
+    except RuntimeError as error:
+        raise FileNotFoundError("no home directory") from error
 
 
 def _memory_file(bundle: Bundle) -> Path:
@@ -224,21 +265,25 @@ def _memory_file(bundle: Bundle) -> Path:
 
 def _recall(bundle: Bundle) -> dict[str, Identity]:
     """Identities of files hashed before; empty if there is no memory, or anyone else could have written it."""
-    path = _memory_file(bundle)
     try:
-        folder = path.parent.stat()
-        if folder.st_uid != os.getuid() or stat.S_IMODE(folder.st_mode) & 0o022:
-            return {}
-        memory = record.decode(path.read_bytes(), Remembered)
-    except (OSError, record.RecordError):
+        path = _memory_file(bundle)
+        with files.open_inside(path.parent, path.name) as descriptor:
+            if not (_only_ours(path.parent.stat()) and _only_ours(os.fstat(descriptor))):
+                return {}
+            memory = record.decode(files.read_bytes(descriptor, record.MAX_TEXT_BYTES + 1), Remembered)
+    except (OSError, IntegrityError, record.RecordError):
         return {}
     return memory.files if memory.manifest == bundle.digest else {}
 
 
+def _only_ours(status: os.stat_result) -> bool:
+    return status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o022
+
+
 def _remember(bundle: Bundle, identities: dict[str, Identity]) -> None:
     """Best effort: on a read-only file system the next start hashes again."""
-    path = _memory_file(bundle)
     try:
+        path = _memory_file(bundle)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with files.replacing(path) as temporary:
             temporary.write_bytes(record.encode(Remembered(bundle.digest, identities)))

@@ -29,30 +29,42 @@ def prepare(histories: Sequence[ArrayLike] | NDArray[np.generic], actions: Actio
         actions: the window the ensemble was trained on.
 
     Returns:
-        (N, H, A) float32, C-contiguous.
+        (N, H, A) float32, C-contiguous, never the caller's own memory: that may change while it is scored.
 
     Raises:
         CandidateError: naming every candidate that cannot be scored, and why.
     """
     _check_count(histories)
+    windows: list[NDArray[np.float32]]
     if isinstance(histories, np.ndarray) and histories.dtype == np.float32:
         problem = _shape_problem(histories.shape[1:], actions)
-        windows = [] if problem else [histories]
+        windows = [] if problem else [histories.astype(np.float32, copy=False)]
+        indices = list(range(len(histories)))
         problems = [f"every candidate: {problem}"] if problem else []
     else:
-        windows, problems = _convert(histories, actions)
-    if not problems:
-        batch = _padded(windows, actions)
-        problems = list(_content_problems(batch, actions))
+        windows, indices, problems = _convert(histories, actions)
+    batch = _padded(windows, actions)
+    problems += _content_problems(batch, indices, actions)
     if problems:
+        found = problems[:_LISTED] + ([f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else [])
         raise CandidateError(
             "candidates cannot be scored",
             expected=f"windows of 1 to {actions.history_length} steps of {actions.action_dim} finite numbers, "
             f"padded with whole rows of {actions.padding_value:g}",
-            found=problems[:_LISTED] + ([f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []),
+            found=found,
             fix="pass an array (N, steps, numbers) or a list of (steps, numbers); cut long histories to the last steps",
         )
     return batch
+
+
+def count(histories: Sequence[ArrayLike] | NDArray[np.generic]) -> int:
+    """How many candidates there are.
+
+    Raises:
+        CandidateError: they are not a list of windows, or none, or too many.
+    """
+    _check_count(histories)
+    return len(histories)
 
 
 def _check_count(histories: object) -> None:
@@ -75,23 +87,48 @@ def _check_count(histories: object) -> None:
         )
 
 
-def _convert(histories: Sequence[ArrayLike], actions: ActionsEntry) -> tuple[list[NDArray[np.float32]], list[str]]:
-    """Windows as (1, h, A) arrays, and what is wrong with those that are none."""
-    windows, problems = [], []
+def _convert(
+    histories: Sequence[ArrayLike] | NDArray[np.generic], actions: ActionsEntry
+) -> tuple[list[NDArray[np.float32]], list[int], list[str]]:
+    """Windows as (1, h, A) arrays, their indices, and what is wrong with those that are none."""
+    windows, indices, problems = [], [], []
     for index, history in enumerate(histories):
-        try:
-            window = np.asarray(history)
-        except ValueError:
-            problems.append(f"candidate {index}: steps of different lengths")
-            continue
-        if window.dtype.kind not in "fiu":
-            problems.append(f"candidate {index}: {window.dtype} values instead of numbers")
-        elif problem := _shape_problem(window.shape, actions):
-            problems.append(f"candidate {index}: {problem}")
+        window = _window(history, actions)
+        if isinstance(window, str):
+            problems.append(f"candidate {index}: {window}")
         else:
-            with np.errstate(over="ignore"):  # what overflows float32 is reported as not finite
-                windows.append(window.astype(np.float32)[None])
-    return windows, problems
+            windows.append(window[None])
+            indices.append(index)
+    return windows, indices, problems
+
+
+def _window(history: ArrayLike, actions: ActionsEntry) -> NDArray[np.float32] | str:
+    """One window (h, A), or what is wrong with it."""
+    if problem := _length_problem(history, actions):
+        return problem
+    try:
+        window = np.asarray(history)
+    except ValueError:
+        return "steps of different lengths"
+    except (TypeError, RuntimeError) as error:  # another library's array: on a GPU, or one that tracks gradients
+        return f"{type(history).__name__} that numpy cannot read: {error!s:.200}"
+    if window.dtype.kind not in "fiu":
+        return f"{window.dtype} values instead of numbers"
+    if problem := _shape_problem(window.shape, actions):
+        return problem
+    with np.errstate(over="ignore"):  # what overflows float32 is reported as not finite
+        return window.astype(np.float32)
+
+
+def _length_problem(history: object, actions: ActionsEntry) -> str | None:
+    """Told before conversion, which would make an array of whatever a sequence claims to hold."""
+    if not isinstance(history, Sequence) or isinstance(history, str | bytes):
+        return None
+    if len(history) > actions.history_length:
+        return _too_long(len(history), actions)
+    widths = [len(step) for step in history if isinstance(step, Sequence) and not isinstance(step, str | bytes)]
+    too_wide = [width for width in widths if width > actions.action_dim]
+    return _wrong_width(too_wide[0], actions) if too_wide else None
 
 
 def _shape_problem(shape: tuple[int, ...], actions: ActionsEntry) -> str | None:
@@ -101,16 +138,22 @@ def _shape_problem(shape: tuple[int, ...], actions: ActionsEntry) -> str | None:
     if steps == 0:
         return "no steps"
     if width != actions.action_dim:
-        return f"{width} numbers per step instead of {actions.action_dim}"
+        return _wrong_width(width, actions)
     if steps > actions.history_length:
-        return f"{steps} steps, more than the {actions.history_length} it was trained on"
+        return _too_long(steps, actions)
     return None
+
+
+def _wrong_width(width: int, actions: ActionsEntry) -> str:
+    return f"{width} numbers per step instead of {actions.action_dim}"
+
+
+def _too_long(steps: int, actions: ActionsEntry) -> str:
+    return f"{steps} steps, more than the {actions.history_length} it was trained on"
 
 
 def _padded(windows: list[NDArray[np.float32]], actions: ActionsEntry) -> NDArray[np.float32]:
     """Windows (n, h, A) of any h, padded on the left and joined to (N, H, A)."""
-    if len(windows) == 1 and windows[0].shape[1] == actions.history_length:
-        return np.ascontiguousarray(windows[0])
     count = sum(len(window) for window in windows)
     batch = np.full((count, actions.history_length, actions.action_dim), actions.padding_value, np.float32)
     row = 0
@@ -120,21 +163,33 @@ def _padded(windows: list[NDArray[np.float32]], actions: ActionsEntry) -> NDArra
     return batch
 
 
-def _content_problems(batch: NDArray[np.float32], actions: ActionsEntry) -> Iterator[str]:
-    finite = np.isfinite(batch).all(axis=(1, 2))
-    yield from (f"candidate {index}: NaN or infinite values" for index in np.flatnonzero(~finite))
+def _content_problems(batch: NDArray[np.float32], indices: list[int], actions: ActionsEntry) -> Iterator[str]:
+    finite = np.isfinite(batch)
+    if not finite.all():
+        rows = np.flatnonzero(~finite.all(axis=(1, 2)))
+        yield from (f"candidate {indices[row]}: NaN or infinite values" for row in rows)
     padding = np.float32(actions.padding_value)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite values are reported above
+        close = np.abs(batch[:, :, 0] - padding) < NEAR_PADDING
+    if close.any():
+        yield from _padding_problems(batch, close, indices, padding)
+
+
+def _padding_problems(
+    batch: NDArray[np.float32], close: NDArray[np.bool_], indices: list[int], padding: np.float32
+) -> Iterator[str]:
+    """What is wrong with steps whose first component is ``close`` to the padding value."""
     marked = batch[:, :, 0] == padding
     empty = marked.all(axis=1)
-    yield from (f"candidate {index}: nothing but padding" for index in np.flatnonzero(empty))
+    yield from (f"candidate {indices[row]}: nothing but padding" for row in np.flatnonzero(empty))
     half = marked & (batch != padding).any(axis=2)
     yield from (
-        f"candidate {index}: step {step} starts with the padding value {padding:g} but is not padding; it would be ignored"
-        for index, step in np.argwhere(half)
+        f"candidate {indices[row]}: step {step} starts with the padding value {padding:g} but is not padding; "
+        "it would be ignored"
+        for row, step in np.argwhere(half)
     )
-    near = ~marked & (np.abs(batch[:, :, 0] - padding) < NEAR_PADDING)
     yield from (
-        f"candidate {index}: step {step} starts with {batch[index, step, 0]:.9g}, almost the padding value {padding:g}; "
-        "it would be taken for an action"
-        for index, step in np.argwhere(near)
+        f"candidate {indices[row]}: step {step} starts with {batch[row, step, 0]:.9g}, "
+        f"almost the padding value {padding:g}; it would be taken for an action"
+        for row, step in np.argwhere(close & ~marked)
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -89,7 +90,8 @@ class Ensemble:
         self._process = os.getpid()
         self._closed = False
         self._image, self._actions, self._text = bundle.manifest.image, bundle.manifest.actions, bundle.manifest.text
-        self._tokenizer = Tokenizer(self._text.spec, bundle.read(self._text.tokenizer)) if self._text.tokenizer else None
+        name = self._text.tokenizer
+        self._tokenizer = Tokenizer(self._text.spec, bundle.read(name)) if name else None
         self._baked = _read_baked(bundle) if self._text.baked else {}
         self._graph = StageGraph(bundle.manifest.stages, self._open_stage, limits or CacheLimits())
 
@@ -123,7 +125,7 @@ class Ensemble:
             BackendError: a stage failed.
         """
         single = isinstance(instruction, str)
-        instructions = [cast(str, instruction)] if single else list(instruction)
+        instructions = [cast(str, instruction)] if single else _as_list(instruction)
         context, action = self.embed(image, instructions, histories, members=members)
         scores = fusion.fused_scores(context, action)  # (I, N)
         by_member = fusion.member_scores(context, action)  # (K, I, N)
@@ -146,12 +148,12 @@ class Ensemble:
             InputError: the number of candidates or instructions does not fit ``repeats``.
             TrunklineError: as :meth:`score`.
         """
-        count = len(histories)
-        if repeats < 1 or count % repeats:
+        count = candidates.count(histories)
+        if type(repeats) is not int or repeats < 1 or count % repeats:
             raise InputError(
                 "candidates do not divide into groups",
-                expected=f"a multiple of repeats = {repeats}" if repeats > 0 else "repeats of at least 1",
-                found=f"{count} candidates",
+                expected="a multiple of repeats, which is a whole number from 1",
+                found=f"{count} candidates, repeats = {repeats}",
                 fix="pass the same number of candidates for every rephrasing, group by group",
             )
         groups = count // repeats
@@ -181,12 +183,14 @@ class Ensemble:
         """
         self._require_open()
         chosen = self._chosen(members)
-        sources = self._text_source(instructions)
+        sources = self._text_source(_as_list(instructions))
         sources["pixels"] = self._image_source(image)
         windows = candidates.prepare(histories, self._actions)
         sources["history"] = Source(tuple(row.tobytes() for row in windows), lambda wanted: windows[list(wanted)])
         context = self._graph.evaluate("context", sources)
         action = self._graph.evaluate("action", sources)
+        fusion.require_unit(context, "context")
+        fusion.require_unit(action, "action")
         return fusion.subset(context, chosen), fusion.subset(action, chosen)
 
     def pixels(self, image: Camera) -> NDArray[np.uint8]:
@@ -221,9 +225,9 @@ class Ensemble:
 
     def close(self) -> None:
         """Frees sessions and caches. Calling it twice is fine."""
-        if not self._closed and os.getpid() == self._process:
+        closed, self._closed = self._closed, True  # first of all, so that no other thread opens a stage again
+        if not closed and os.getpid() == self._process:
             self._graph.close()
-        self._closed = True
 
     def __enter__(self) -> Ensemble:
         return self
@@ -245,8 +249,12 @@ class Ensemble:
     def _chosen(self, members: Sequence[int] | None) -> list[int] | None:
         if members is None:
             return None
-        chosen, count = list(members), len(self.members)
-        valid = all(isinstance(index, int | np.integer) and 0 <= index < count for index in chosen)
+        chosen = list(members) if isinstance(members, Iterable) else [members]
+        count = len(self.members)
+        valid = isinstance(members, Iterable) and all(
+            isinstance(index, int | np.integer) and not isinstance(index, bool) and 0 <= index < count
+            for index in chosen
+        )
         if not chosen or not valid or len(set(chosen)) != len(chosen):
             raise InputError(
                 "these members cannot be asked",
@@ -258,8 +266,8 @@ class Ensemble:
     def _image_source(self, image: Camera) -> Source:
         """An array is known by its raw bytes, so that a known frame is not even resized again."""
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
-            raw = np.ascontiguousarray(image)
-            return Source(((raw.shape, _digest(raw)),), lambda wanted: to_pixels(image, self._image)[None])
+            raw = image.copy(order="C")  # a camera driver may write the next frame before this one is looked at
+            return Source(((raw.shape, _digest(raw)),), lambda wanted: to_pixels(raw, self._image)[None])
         pixels = to_pixels(image, self._image)
         return Source((_digest(pixels),), lambda wanted: pixels[None])
 
@@ -270,9 +278,6 @@ class Ensemble:
                 expected=f"1 to {MAX_INSTRUCTIONS}",
                 found=len(instructions),
             )
-        wrong = [f"{index}: {type(text).__name__}" for index, text in enumerate(instructions) if type(text) is not str]
-        if wrong:
-            raise InstructionError("an instruction must be a string", found=wrong)
         if self._tokenizer is not None:
             tokenizer = self._tokenizer
             return {
@@ -306,16 +311,13 @@ class Ensemble:
             )
         graph = self._checked_graph(name, variant)
         folder = (root / variant.graph).parent.resolve()
-        if variant.weights:
-            self.bundle.require_unchanged(variant.weights)
-        session = self.backend.open_stage(StageFiles(name, stage, graph, folder, self._threads))
-        if variant.weights:
-            self.bundle.require_unchanged(variant.weights)  # it was mapped by path: nobody may have swapped it
-        return session
+        # The weights are opened by path: nobody may swap them meanwhile.
+        with self.bundle.unchanged(variant.weights) if variant.weights else contextlib.nullcontext():
+            return self.backend.open_stage(StageFiles(name, stage, graph, folder, self._threads))
 
     def _checked_graph(self, name: str, variant: Variant) -> bytes:
         where = f"{self.bundle.root}, {variant.graph}"
-        graph = self.bundle.read(variant.graph)
+        graph = self.bundle.read(variant.graph, onnx_scan.MAX_GRAPH_BYTES)
         weights = variant.weights
         if weights and Path(weights).parent != Path(variant.graph).parent:
             raise BundleError("a stage's weight file must lie beside its graph", where=where, found=weights)
@@ -329,13 +331,23 @@ class Ensemble:
         return graph
 
 
+def _as_list(instructions: Sequence[str]) -> list[str]:
+    if isinstance(instructions, str | bytes) or not isinstance(instructions, Iterable):
+        raise InstructionError("there must be a list of instructions", found=type(instructions).__name__)
+    names = list(instructions)
+    wrong = [f"{index}: {type(text).__name__}" for index, text in enumerate(names) if type(text) is not str]
+    if wrong:
+        raise InstructionError("an instruction must be a string", found=wrong[:20])
+    return names
+
+
 def _digest(array: NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(array.data, digest_size=32).digest()
 
 
 def _group_instructions(instructions: str | Sequence[str], groups: int, repeats: int) -> list[str]:
     """One instruction for all groups, or one per group."""
-    names = [instructions] if isinstance(instructions, str) else list(instructions)
+    names = [instructions] if isinstance(instructions, str) else _as_list(instructions)
     if len(names) == groups * repeats and len(names) != groups:
         per_group = [names[group * repeats : (group + 1) * repeats] for group in range(groups)]
         mixed = [str(group) for group, each in enumerate(per_group) if len(set(each)) > 1]
@@ -360,11 +372,14 @@ def _read_baked(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     tokens = bundle.tensors(cast(str, text.baked)).get("tokens")
     expected = (len(text.instructions), text.spec.context_length, manifest.trunk.width)
     if not isinstance(tokens, np.ndarray) or tokens.shape != expected or tokens.dtype != np.float32:
-        found: Any = tokens.shape if isinstance(tokens, np.ndarray) else "no tokens"
-        raise BundleError("baked instructions are malformed", where=where, expected=expected, found=found)
+        found = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else "no tokens"
+        raise BundleError("baked instructions are malformed", where=where, expected=f"float32 {expected}", found=found)
     if not np.isfinite(tokens).all():
         raise BundleError("baked instructions are malformed", where=where, found="NaN or infinite values")
-    names = [clean(each, text.spec.clean) for each in text.instructions]
+    try:
+        names = [clean(each, text.spec.clean) for each in text.instructions]
+    except InstructionError as error:
+        raise BundleError("baked instructions are malformed", where=where, found=error.problem) from error
     if len(set(names)) != len(names):
         raise BundleError("baked instructions are not distinct once cleaned", where=where)
     return dict(zip(names, tokens, strict=True))

@@ -8,6 +8,7 @@ a descriptor, so nobody can swap the file between check and use.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
@@ -21,6 +22,8 @@ from pathlib import Path
 from trunkline.runtime.errors import IntegrityError
 
 MAX_NAME_CHARS = 200
+#: What the kernel answers where a link, a file or a socket stands in the place of something else.
+_NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 HASH_CHUNK_BYTES = 8 << 20
 
 _FORBIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control, format (bidi marks too), unassigned
@@ -77,21 +80,41 @@ def open_inside(root: Path, name: str) -> Iterator[int]:
     Raises:
         IntegrityError: a link (also a hard link), a directory, a device, a missing or unreadable file.
     """
+    with _opened(root, name) as path:
+        yield path[-1]
+
+
+def path_identities(root: Path, name: str) -> tuple[Identity, ...]:
+    """Identities of ``root``, of every directory on the way, and of the file: equal as long as nothing was exchanged.
+
+    Renaming or replacing an entry changes the modification time of the directory it is in, so that a file swapped
+    and swapped back shows, too. What happens to the directories above ``root`` does not show.
+
+    Raises:
+        IntegrityError: as :func:`open_inside`.
+    """
+    with _opened(root, name) as path:
+        return tuple(Identity.of(os.fstat(descriptor)) for descriptor in path)
+
+
+@contextlib.contextmanager
+def _opened(root: Path, name: str) -> Iterator[list[int]]:
+    """Descriptors of ``root``, of every directory on the way, and of the file."""
     where = f"{root}, {name}"
     if problem := name_problem(name):
         raise IntegrityError("a bundle names a file it may not name", where=f"{root}, {name!r}", found=f"it {problem}")
     *folders, leaf = name.split("/")
     with contextlib.ExitStack() as stack:
-        folder = _open(str(root), os.O_DIRECTORY, None, str(root), follow=True)
-        stack.callback(os.close, folder)
+        path = [_open(str(root), os.O_DIRECTORY, None, str(root), follow=True)]
+        stack.callback(os.close, path[-1])
         for part in folders:
-            folder = _open(part, os.O_DIRECTORY, folder, where)
-            stack.callback(os.close, folder)
+            path.append(_open(part, os.O_DIRECTORY, path[-1], where))
+            stack.callback(os.close, path[-1])
         # O_NONBLOCK: a FIFO must not hang the open; it is refused right after.
-        descriptor = _open(leaf, os.O_NONBLOCK, folder, where)
-        stack.callback(os.close, descriptor)
-        _require_plain(os.fstat(descriptor), where)
-        yield descriptor
+        path.append(_open(leaf, os.O_NONBLOCK | os.O_NOCTTY, path[-1], where))
+        stack.callback(os.close, path[-1])
+        _require_plain(os.fstat(path[-1]), where)
+        yield path
 
 
 def _open(name: str, flags: int, folder: int | None, where: str, *, follow: bool = False) -> int:
@@ -104,15 +127,30 @@ def _open(name: str, flags: int, folder: int | None, where: str, *, follow: bool
         ) from error
     except PermissionError as error:
         raise IntegrityError(
-            "a file of the bundle cannot be read", where=where, found="permission denied", fix="chmod -R u+rX the bundle"
+            "a file of the bundle cannot be read",
+            where=where,
+            found="permission denied",
+            fix="chmod -R u+rX the bundle",
         ) from error
     except OSError as error:
+        if error.errno in _NOT_PLAIN:
+            raise link_found(where) from error
         raise IntegrityError(
-            "a bundle holds something that is not a plain file or directory",
+            "a file of the bundle cannot be read",
             where=where,
-            found="a link, or a file where a directory belongs" if not follow else error.strerror,
-            fix="a download cache made of links is no bundle: copy it with `cp -rL CACHE BUNDLE`",
+            found=error.strerror,
+            fix="check the disk, and `ulimit -n` for the number of open files",
         ) from error
+
+
+def link_found(where: str) -> IntegrityError:
+    """The error for anything that is neither a plain file nor a directory of the bundle's own."""
+    return IntegrityError(
+        "a bundle holds something that is not a plain file or directory",
+        where=where,
+        found="a link, or a file where a directory belongs",
+        fix="a download cache made of links is no bundle: copy it with `cp -rL CACHE BUNDLE`",
+    )
 
 
 def _require_plain(status: os.stat_result, where: str) -> None:
@@ -127,11 +165,11 @@ def _require_plain(status: os.stat_result, where: str) -> None:
         )
 
 
-def read_bytes(descriptor: int) -> bytes:
-    """The whole file behind a descriptor."""
+def read_bytes(descriptor: int, most: int) -> bytes:
+    """The file behind a descriptor, up to ``most`` bytes: it may have grown since its size was checked."""
     with os.fdopen(os.dup(descriptor), "rb") as file:
         file.seek(0)
-        return file.read()
+        return file.read(most)
 
 
 def map_bytes(descriptor: int) -> memoryview:

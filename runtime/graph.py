@@ -116,15 +116,18 @@ class Node:
     counts: StageCounts = field(default_factory=StageCounts)
     session: Session | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
+    axis: int = field(init=False)
+    along: dict[str, bool] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Finds the output's varying dimension, and the inputs that vary along it."""
+        self.axis = varying_axis(self.output)
+        letter = self.output.shape[self.axis]
+        self.along = {spec.name: letter in spec.shape for spec in self.stage.inputs}
 
     @property
     def output(self) -> TensorSpec:
         return self.stage.outputs[0]
-
-    @property
-    def axis(self) -> int:
-        """Position of the varying dimension in the output."""
-        return varying_axis(self.output)
 
 
 def varying_axis(tensor: TensorSpec) -> int:
@@ -165,15 +168,11 @@ class StageGraph:
         node = self._producer.get(tensor)
         if tensor in sources or node is None:
             return sources[tensor].keys
-        shared: list[Hashable] = []
+        shared: list[Keys] = []
         along: list[Keys] = []
-        for spec in node.stage.inputs:
-            keys = self._keys(spec.name, sources)
-            if _same_letter(spec, node.output):
-                along.append(keys)
-            else:
-                shared.append(keys)
-        return tuple(zip(*along, *([each] * len(along[0]) for each in shared), strict=True))
+        for name, varies in node.along.items():
+            (along if varies else shared).append(self._keys(name, sources))
+        return tuple((*rows, *shared) for rows in zip(*along, strict=True))
 
     def _rows(self, tensor: str, keys: Keys, wanted: Sequence[int] | None, sources: Mapping[str, Source]) -> Array:
         """Rows ``wanted`` (all by default) of a tensor whose rows have ``keys``."""
@@ -197,9 +196,9 @@ class StageGraph:
 
     def _inputs(self, node: Node, indices: list[int], sources: Mapping[str, Source]) -> dict[str, Array]:
         inputs = {}
-        for spec in node.stage.inputs:
-            wanted = indices if _same_letter(spec, node.output) else None
-            inputs[spec.name] = self._rows(spec.name, self._keys(spec.name, sources), wanted, sources)
+        for name, varies in node.along.items():
+            wanted = indices if varies else None
+            inputs[name] = self._rows(name, self._keys(name, sources), wanted, sources)
         return inputs
 
     def _compute(self, node: Node, keys: list[Hashable], inputs: dict[str, Array]) -> Array:
@@ -214,13 +213,13 @@ class StageGraph:
             node.counts.seconds += time.perf_counter() - started
             node.counts.runs += 1
             node.counts.computed += len(keys)
-        _check_output(node, result, len(keys))
-        # Rows are copied: a view would keep the whole batch alive.
-        rows = [np.ascontiguousarray(row) if len(keys) == 1 else row.copy() for row in np.moveaxis(result, node.axis, 0)]
-        for row in rows:
-            row.setflags(write=False)
-        node.cache.put(keys, rows)
-        return result
+            _check_output(node, result, len(keys))
+            # Rows are copied: a view would keep the whole batch alive.
+            rows = [row if len(keys) == 1 else row.copy() for row in np.moveaxis(result, node.axis, 0)]
+            for array in (result, *rows):  # a single row is kept as it is: whoever is given it must not write into it
+                array.setflags(write=False)
+            node.cache.put(keys, rows)  # before the next thread may look
+            return result
 
     def open(self, node: Node) -> Session:
         """The compiled stage, compiled now if it was not."""
@@ -244,19 +243,14 @@ class StageGraph:
         self.clear()
 
 
-def _same_letter(tensor: TensorSpec, output: TensorSpec) -> bool:
-    axis = varying_axis(tensor)
-    return axis >= 0 and tensor.shape[axis] == output.shape[varying_axis(output)]
-
-
 def _check_output(node: Node, result: Array, rows: int) -> None:
     expected = tuple(rows if isinstance(size, str) else size for size in node.output.shape)
     if result.shape != expected:
         raise BackendError(
             "a stage returned another shape than it promises",
             where=node.output.name,
-            expected=expected,
-            found=result.shape,
+            expected=str(expected),
+            found=str(result.shape),
             fix="export the bundle again",
         )
     if not np.isfinite(result).all():

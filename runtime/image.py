@@ -3,7 +3,8 @@
 Promises: the result equals, pixel for pixel, what open_clip's evaluation transform computes up to its ``ToTensor``.
 In that transform an image is resized and cropped in its *own* mode and becomes RGB afterwards, so a palette image is
 resized by nearest neighbour and a CMYK image is padded with white; both are kept, because a model was trained so.
-Scaling to [0, 1], mean and standard deviation are part of the vision graph and not done here.
+Scaling to [0, 1], mean and standard deviation are part of the vision graph and not done here. The filter is Pillow's:
+since version 13 it reduces tall images in another order, so their values can differ slightly from older versions'.
 
 Refuses, each with the way to put it right: what the reference would clip or reinterpret in silence (16-bit, float,
 channel-first and grey arrays), rotated (EXIF) and multi-frame images, unreadable files, and sizes without sense or
@@ -46,6 +47,7 @@ _MODE_FIXES = {"I": _DEPTH_FIX, "F": _DEPTH_FIX, "PA": "convert it first: image.
 # What Pillow's decoders let through when the bytes of a file are not what its header says.
 _DECODING_ERRORS = (
     OSError,
+    AssertionError,
     EOFError,
     SyntaxError,
     ValueError,
@@ -217,9 +219,9 @@ def _check_image(image: Image.Image) -> None:
         raise ImageError(
             "the image cannot be decoded",
             where=where,
-            expected="a complete, undamaged image whose file is still open, or one that was loaded",
+            expected="a complete, undamaged image whose file is still open",
             found=_first_line(error),
-            fix="take the frame again, or save it again as PNG",
+            fix="take the frame again; if its file was closed, keep image.copy() from before",
         ) from error
     _check_header(image, where)
     _check_single(frames, where)

@@ -6,6 +6,7 @@ compares every statement with every other (names, shapes along the graph, files)
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Literal
 from trunkline.runtime import record
 from trunkline.runtime.errors import BundleError
 from trunkline.runtime.files import ambiguous, name_problem
-from trunkline.runtime.image import ImageSpec
+from trunkline.runtime.image import MAX_PIXELS, ImageSpec
+from trunkline.runtime.record import shown
 from trunkline.runtime.text import TextSpec
 
 FORMAT = "trunkline-bundle"
@@ -25,7 +27,11 @@ MANIFEST_NAME = "manifest.json"
 MAX_FILE_BYTES = 1 << 40
 MAX_DIMENSION = 1 << 20
 MAX_ELEMENTS = 1 << 28
+MAX_RANK = 8
+MAX_WINDOW = 1 << 16  # numbers of one candidate
 MAX_MEMBERS = 256
+MAX_FILES = 1024
+MAX_FLOAT32 = 3.4028234663852886e38
 
 DType = Literal["uint8", "int64", "float32"]
 
@@ -180,7 +186,12 @@ def read_manifest(text: bytes, where: object) -> Manifest:
         ) from error
     problems = list(_problems(manifest))
     if problems:
-        raise BundleError("the manifest contradicts itself", where=where, found=problems, fix="export the bundle again")
+        raise BundleError(
+            "the manifest contradicts itself",
+            where=where,
+            found=record.shortened(problems),
+            fix="export the bundle again",
+        )
     return manifest
 
 
@@ -188,12 +199,13 @@ def _check_version(content: object, where: object) -> None:
     found = {key: content.get(key) for key in ("format", "schema")} if isinstance(content, dict) else {}
     if found == {"format": FORMAT, "schema": SCHEMA}:
         return
-    newer = isinstance(found.get("schema"), int) and found["schema"] > SCHEMA
+    schema = found.get("schema")
+    newer = isinstance(schema, int) and schema > SCHEMA
     raise BundleError(
         "the bundle is of a newer schema than this runtime reads" if newer else "this is not a bundle's manifest",
         where=where,
         expected=f"format {FORMAT!r}, schema {SCHEMA}",
-        found=f"format {found.get('format')!r}, schema {found.get('schema')!r}",
+        found=f"format {shown(found.get('format'))}, schema {shown(found.get('schema'))}",
         fix="update trunkline on this machine" if newer else "point at the directory that `trunkline export` wrote",
     )
 
@@ -202,6 +214,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _file_problems(manifest)
     yield from _member_problems(manifest.members)
     yield from _number_problems(manifest)
+    yield from _text_problems(manifest)
     shapes = [problem for stage in manifest.stages.items() for problem in _tensor_problems(*stage)]
     yield from shapes or _graph_problems(manifest)
     if (manifest.text.tokenizer is None) == (manifest.text.baked is None):
@@ -211,28 +224,32 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _file_problems(manifest: Manifest) -> Iterator[str]:
+    if len(manifest.files) > MAX_FILES:
+        yield f"{len(manifest.files)} files; there may be {MAX_FILES}"
+        return
     for name, entry in manifest.files.items():
         if problem := name_problem(name):
-            yield f"file name {name!r} {problem}"
+            yield f"file name {shown(name)} {problem}"
         if not 0 <= entry.size <= MAX_FILE_BYTES:
-            yield f"{name}: size {entry.size} is out of range"
+            yield f"{shown(name)}: size {shown(entry.size)} is out of range"
         if not re.fullmatch("[0-9a-f]{64}", entry.sha256):
-            yield f"{name}: sha256 is not 64 lower-case hex digits"
+            yield f"{shown(name)}: sha256 is not 64 lower-case hex digits"
     yield from (f"file names are the same on some systems: {pair}" for pair in ambiguous(list(manifest.files)))
     if MANIFEST_NAME in manifest.files:
         yield "the manifest lists itself"
-    referenced = manifest.referenced()
-    yield from (f"{name!r} is used but not listed in files" for name in referenced if name not in manifest.files)
-    yield from (f"{name!r} is listed in files but not used" for name in manifest.files if name not in referenced)
+    referenced = dict.fromkeys(manifest.referenced())
+    yield from (f"{shown(name)} is used but not listed in files" for name in referenced if name not in manifest.files)
+    yield from (f"{shown(name)} is listed in files but not used" for name in manifest.files if name not in referenced)
 
 
 def _member_problems(members: tuple[MemberEntry, ...]) -> Iterator[str]:
     if not 0 < len(members) <= MAX_MEMBERS:
         yield f"{len(members)} members; there must be 1 to {MAX_MEMBERS}"
+        return
     for member in members:
         problem = "holds a slash" if "/" in member.name else name_problem(member.name)
         if problem:
-            yield f"member name {member.name!r} {problem}"
+            yield f"member name {shown(member.name)} {problem}"
     yield from (f"member names are not distinct: {pair}" for pair in ambiguous([each.name for each in members]))
 
 
@@ -247,12 +264,44 @@ def _number_problems(manifest: Manifest) -> Iterator[str]:
         "image.height": manifest.image.height,
         "image.width": manifest.image.width,
     }
-    yield from (f"{name} is {value}" for name, value in numbers.items() if not 0 < value <= MAX_DIMENSION)
+    wrong = [f"{name} is {shown(value)}" for name, value in numbers.items() if not 0 < value <= MAX_DIMENSION]
+    yield from wrong
+    if not wrong:
+        yield from _size_problems(manifest)
+    if not 0 <= manifest.image.fill <= 255:
+        yield f"image.fill is {shown(manifest.image.fill)}, not 0 to 255"
+    if abs(manifest.actions.padding_value) > MAX_FLOAT32:
+        yield f"actions.padding_value {manifest.actions.padding_value} is no float32"
     if manifest.parity.max_score_change <= 0 or manifest.parity.margin < 0:
         yield "parity: the gate must be positive"
 
 
+def _size_problems(manifest: Manifest) -> Iterator[str]:
+    """Products of sizes that are each in range: what a call allocates must be, too."""
+    actions, image = manifest.actions, manifest.image
+    if actions.history_length * actions.action_dim > MAX_WINDOW:
+        yield f"actions: windows of {actions.history_length} x {actions.action_dim} are more than {MAX_WINDOW} numbers"
+    if image.height * image.width > MAX_PIXELS:
+        yield f"image: {image.height} x {image.width} are more than {MAX_PIXELS} pixels"
+
+
+def _text_problems(manifest: Manifest) -> Iterator[str]:
+    """What a person is shown must not steer the terminal; digests are compared and must have one spelling."""
+    texts = {"trunk.name": manifest.trunk.name}
+    texts |= {f"members[{index}].source": member.source for index, member in enumerate(manifest.members)}
+    texts |= {f"producer[{shown(key)}]": key + value for key, value in manifest.producer.items()}
+    yield from (
+        f"{name} holds characters that cannot be shown" for name, text in texts.items() if not text.isprintable()
+    )
+    digests = {"trunk.digest": manifest.trunk.digest}
+    digests |= {f"members[{index}].digest": member.digest for index, member in enumerate(manifest.members)}
+    for name, digest in digests.items():
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            yield f"{name} is not 64 lower-case hex digits"
+
+
 def _tensor_problems(name: str, stage: Stage) -> Iterator[str]:
+    name = shown(name)
     if not stage.variants:
         yield f"stage {name} has no variant"
     if len(stage.outputs) != 1:
@@ -260,25 +309,24 @@ def _tensor_problems(name: str, stage: Stage) -> Iterator[str]:
     for tensor in stage.inputs + stage.outputs:
         sizes = [size for size in tensor.shape if isinstance(size, int)]
         letters = [size for size in tensor.shape if isinstance(size, str)]
-        product = 1
-        for size in sizes:
-            product *= size
-        if any(not 0 < size <= MAX_DIMENSION for size in sizes) or product > MAX_ELEMENTS:
-            yield f"stage {name}: shape {list(tensor.shape)} of {tensor.name} is out of range"
+        # The product comes last: of thousands of huge integers it would take minutes.
+        out_of_range = len(tensor.shape) > MAX_RANK or any(not 0 < size <= MAX_DIMENSION for size in sizes)
+        if out_of_range or math.prod(sizes) > MAX_ELEMENTS:
+            yield f"stage {name}: shape {shown(list(tensor.shape))} of {shown(tensor.name)} is out of range"
         if len(letters) > 1 or not all(re.fullmatch("[A-Z]", letter) for letter in letters):
-            yield f"stage {name}: {tensor.name} may have one varying dimension, named by a capital letter"
+            yield f"stage {name}: {shown(tensor.name)} may have one varying dimension, named by a capital letter"
 
 
 def _graph_problems(manifest: Manifest) -> Iterator[str]:
     expected = verifier_contract(manifest)
-    if extra := sorted(set(manifest.stages) - set(expected)):
-        yield f"stages {extra} do not belong to a verifier"
+    for name in sorted(set(manifest.stages) - set(expected)):
+        yield f"stage {shown(name)} does not belong to a verifier"
     for name, (inputs, output) in expected.items():
         stage = manifest.stages.get(name)
         if stage is None:
             yield f"stage {name} is missing"
         elif (stage.inputs, stage.outputs) != (inputs, (output,)):
-            yield f"stage {name} is {_shown(stage.inputs, stage.outputs)}, expected {_shown(inputs, (output,))}"
+            yield f"stage {name} is {_signature(stage.inputs, stage.outputs)}, expected {_signature(inputs, (output,))}"
 
 
 Contract = Mapping[str, tuple[tuple[TensorSpec, ...], TensorSpec]]
@@ -304,8 +352,10 @@ def verifier_contract(manifest: Manifest) -> Contract:
     return stages
 
 
-def _shown(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> str:
-    def shown(tensors: tuple[TensorSpec, ...]) -> str:
-        return ", ".join(f"{each.name} {each.dtype} {list(each.shape)}" for each in tensors)
+def _signature(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> str:
+    return f"{_tensors(inputs)} -> {_tensors(outputs)}"
 
-    return f"{shown(inputs)} -> {shown(outputs)}"
+
+def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
+    few = [f"{shown(each.name)[1:-1]} {each.dtype} {list(each.shape)}" for each in tensors[:4]]
+    return ", ".join([*few, *(["..."] if len(tensors) > 4 else [])])

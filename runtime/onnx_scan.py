@@ -3,6 +3,8 @@
 A stage is data from outside. Back ends follow paths found in it, allocate what its shapes say and run whatever
 operators they know. So the few protobuf messages that matter are read here, and a stage is refused unless
 
+- it is a protobuf message that every reader understands alike: no field twice that may be there once, no oversized
+  numbers, nothing that ONNX Runtime would take for its own binary format;
 - its operators are standard ones from the list below, none of them holds a graph of its own, and it has no functions;
 - its opset is the one the manifest states and not newer than this runtime knows;
 - every tensor's bytes are as many as its shape and type say;
@@ -13,47 +15,63 @@ The wire format is documented at protobuf.dev/programming-guides/encoding; field
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from trunkline.runtime.errors import BundleError
+from trunkline.runtime.record import shown
 
 MAX_OPSET = 23
 #: A weightless graph of a few hundred nodes is well under this.
 MAX_GRAPH_BYTES = 64 << 20
 MAX_DIMENSIONS = 8
+#: Fields and integers looked at before giving up; a few seconds. Graphs of large ensembles have some hundred thousand.
+MAX_READ = 2 << 20
+MAX_PROBLEMS = 20
+
+#: At byte 4 of a file, this makes ONNX Runtime read a flatbuffer, and nothing of what is checked here would hold.
+ORT_FORMAT_MARK = b"ORTM"
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 #: What exported stages consist of. Control flow, sequences, optional values, random numbers and operators that
 #: build a tensor from a shape alone are left out on purpose: with them a small file can ask for any amount of memory.
-OPERATORS = frozenset(
+_OPERATOR_NAMES = (
     "Abs Add And Attention AveragePool BatchNormalization Cast CastLike Ceil Clip Concat Constant Conv Cos "
     "DequantizeLinear Div Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm "
     "GlobalAveragePool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization "
     "LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul MatMulInteger Max MaxPool Mean Min Mish Mod "
     "Mul Neg Not Or Pad Pow QuantizeLinear RMSNormalization Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin "
-    "ReduceSum ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round Shape Sigmoid Sign Sin Slice Softmax Softplus Split "
-    "Sqrt Squeeze Sub Sum Swish Tanh Tile Transpose Trilu Unsqueeze Where Xor".split()
+    "ReduceSum ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round Shape Sigmoid Sign Sin Slice Softmax Softplus "
+    "Split Sqrt Squeeze Sub Sum Swish Tanh Tile Transpose Trilu Unsqueeze Where Xor"
 )
+OPERATORS = frozenset(_OPERATOR_NAMES.split())
 
 #: Bytes per element by TensorProto.DataType; types that no stage uses are missing.
 ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 
-# Field numbers.
-_MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTIONS = 7, 8, 25
+# Field numbers of each message. ``_MANY`` are those that may be repeated.
+_MODEL_GRAPH, _MODEL_OPSET, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 8, 20, 25
+_MODEL_MANY = frozenset({8, 14, 20, 25, 26})
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
+_GRAPH_MANY = frozenset({1, 5, 11, 12, 13, 14, 15, 16})
 _NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
-_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = 5, (6, 11), (22, 23)
-_ATTRIBUTE_TENSORS = 10
+_NODE_MANY = frozenset({1, 2, 5, 9, 10})
+_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = 5, 10, (6, 11), (22, 23)
+_ATTRIBUTE_MANY = frozenset({7, 8, 9, 10, 11, 15, 23})
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 9, 13, 14
-_TENSOR_TYPED = {4: 4, 5: None, 7: None, 10: 8, 11: None}  # float, int32, int64, double, uint64 data
+_TENSOR_TYPED = (4, 5, 6, 7, 10, 11)  # float, int32, string, int64, double, uint64 data
+_TENSOR_MANY = frozenset({1, 4, 5, 6, 7, 10, 11, 13, 16})
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_ONCE: frozenset[int] = frozenset()
+
+Value = int | memoryview
 
 
-class _Malformed(Exception):
+class _MalformedError(Exception):
     pass
 
 
@@ -77,157 +95,206 @@ def scan(graph: bytes, *, opset: int, weights: str | None, weights_bytes: int, w
         where: bundle and file, for messages.
 
     Raises:
-        BundleError: listing everything that is not allowed.
+        BundleError: listing what is not allowed, up to ``MAX_PROBLEMS``.
     """
-    facts, problems = GraphFacts(), []
+    scanner, problems = _Scanner(weights, weights_bytes), []
     try:
-        if len(graph) > MAX_GRAPH_BYTES:
-            raise _Malformed(f"{len(graph)} bytes: too large")
-        problems += _scan_model(memoryview(graph), facts, weights, weights_bytes)
-    except (_Malformed, IndexError, UnicodeDecodeError) as error:
+        for problem in itertools.islice(scanner.problems(graph), MAX_PROBLEMS):
+            problems.append(problem)
+    except (_MalformedError, IndexError, UnicodeDecodeError) as error:
         problems.append(f"not an ONNX file: {error}")
+    facts = scanner.facts
     if not problems and facts.opset != opset:
-        problems.append(f"opset {facts.opset}, but the manifest says {opset}")
+        problems.append(f"opset {facts.opset}, but the manifest says {shown(opset)}")
     if problems:
         raise BundleError(
             "a stage's graph is refused",
             where=where,
             expected=f"standard operators of opset {MAX_OPSET} or older, tensors inside {weights or 'the graph'}",
-            found=list(dict.fromkeys(problems))[:20],
+            found=list(dict.fromkeys(problems)),
             fix="use bundles that `trunkline export` wrote, with a runtime of the same version or newer",
         )
     return facts
 
 
-def _scan_model(model: memoryview, facts: GraphFacts, weights: str | None, weights_bytes: int) -> Iterator[str]:
-    graphs = 0
-    for number, value in _fields(model):
-        if number == _MODEL_OPSET:
-            yield from _scan_opset(_message(value), facts)
-        elif number == _MODEL_FUNCTIONS:
-            yield "holds functions of its own"
-        elif number == _MODEL_GRAPH:
-            graphs += 1
-            yield from _scan_graph(_message(value), facts, weights, weights_bytes)
-    if graphs != 1 or not facts.operators:
-        raise _Malformed("no graph with nodes")
+class _Scanner:
+    """One pass over one graph. Methods yield what is not allowed, and raise where reading must stop."""
 
+    def __init__(self, weights: str | None, weights_bytes: int) -> None:
+        self.facts = GraphFacts()
+        self._weights = weights
+        self._weights_bytes = weights_bytes
+        self._left = MAX_READ
 
-def _scan_opset(opset: memoryview, facts: GraphFacts) -> Iterator[str]:
-    values = dict(_fields(opset))
-    domain, version = _text(values.get(_OPSET_DOMAIN, b"")), values.get(_OPSET_VERSION, 0)
-    if domain not in STANDARD_DOMAINS:
-        yield f"operators of the domain {domain!r}"
-    elif not isinstance(version, int) or not 0 < version <= MAX_OPSET:
-        yield f"opset {version} is newer than {MAX_OPSET}"
-    else:
-        facts.opset = version
+    def problems(self, graph: bytes) -> Iterator[str]:
+        if len(graph) > MAX_GRAPH_BYTES:
+            raise _MalformedError(f"{len(graph)} bytes: too large")
+        if graph[4:8] == ORT_FORMAT_MARK:
+            raise _MalformedError("ONNX Runtime would read it in its own format")
+        yield from self._model(memoryview(graph))
 
+    def _model(self, model: memoryview) -> Iterator[str]:
+        graphs = 0
+        for number, value in self._fields(model, _MODEL_MANY):
+            if number == _MODEL_OPSET:
+                yield from self._opset(_message(value))
+            elif number == _MODEL_FUNCTIONS:
+                yield "holds functions of its own"
+            elif number == _MODEL_TRAINING:
+                yield "holds graphs for training"
+            elif number == _MODEL_GRAPH:
+                graphs += 1
+                yield from self._graph(_message(value))
+        if graphs != 1 or not self.facts.operators:
+            raise _MalformedError("no graph with nodes")
 
-def _scan_graph(graph: memoryview, facts: GraphFacts, weights: str | None, weights_bytes: int) -> Iterator[str]:
-    for number, value in _fields(graph):
-        if number == _GRAPH_NODE:
-            yield from _scan_node(_message(value), facts, weights_bytes)
-        elif number == _GRAPH_INITIALIZER:
-            yield from _scan_tensor(_message(value), facts, weights, weights_bytes)
-        elif number == _GRAPH_SPARSE:
-            yield "holds sparse tensors"
-
-
-def _scan_node(node: memoryview, facts: GraphFacts, weights_bytes: int) -> Iterator[str]:
-    operator, domain = "", ""
-    for number, value in _fields(node):
-        if number == _NODE_OP:
-            operator = _text(value)
-        elif number == _NODE_DOMAIN:
-            domain = _text(value)
-        elif number == _NODE_ATTRIBUTE:
-            yield from _scan_attribute(_message(value), facts, weights_bytes)
-    if domain not in STANDARD_DOMAINS:
-        yield f"operator {operator!r} of the domain {domain!r}"
-    elif operator not in OPERATORS:
-        yield f"operator {operator!r} is not allowed"
-    facts.operators[operator] = facts.operators.get(operator, 0) + 1
-
-
-def _scan_attribute(attribute: memoryview, facts: GraphFacts, weights_bytes: int) -> Iterator[str]:
-    for number, value in _fields(attribute):
-        if number in _ATTRIBUTE_GRAPHS:
-            yield "an operator holds a graph of its own"
-        elif number in _ATTRIBUTE_SPARSE:
-            yield "an operator holds a sparse tensor"
-        elif number in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
-            yield from _scan_tensor(_message(value), facts, None, weights_bytes)
-
-
-def _scan_tensor(tensor: memoryview, facts: GraphFacts, weights: str | None, weights_bytes: int) -> Iterator[str]:
-    dims: list[int] = []
-    kind, name, stored, external = 0, "", 0, {}
-    is_external = False
-    for number, value in _fields(tensor):
-        if number == _TENSOR_DIMS:
-            dims += _integers(value)
-        elif number == _TENSOR_TYPE:
-            kind = _integer(value)
-        elif number == _TENSOR_NAME:
-            name = _text(value)
-        elif number == _TENSOR_RAW:
-            stored += len(_message(value))
-        elif number == _TENSOR_EXTERNAL:
-            entry = dict(_fields(_message(value)))
-            external[_text(entry.get(_ENTRY_KEY, b""))] = _text(entry.get(_ENTRY_VALUE, b""))
-        elif number == _TENSOR_LOCATION:
-            is_external = value == 1
-        elif number in _TENSOR_TYPED:
-            yield f"tensor {name!r} is not stored as raw bytes"
-    if kind not in ITEM_BYTES or len(dims) > MAX_DIMENSIONS or any(not 0 <= size < 1 << 40 for size in dims):
-        yield f"tensor {name!r} has type {kind} and shape {dims}"
-        return
-    needed = math.prod(dims) * ITEM_BYTES[kind]
-    if is_external or external:
-        facts.external_tensors += 1
-        yield from _external_problems(name, external, needed, weights, weights_bytes)
-    elif stored != needed:
-        yield f"tensor {name!r} of shape {dims} needs {needed} bytes and has {stored}"
-
-
-def _external_problems(
-    name: str, external: dict[str, str], needed: int, weights: str | None, weights_bytes: int
-) -> Iterator[str]:
-    if unknown := sorted(set(external) - {"location", "offset", "length"}):
-        yield f"tensor {name!r} has external attributes {unknown}"
-    if external.get("location") != weights or weights is None:
-        yield f"tensor {name!r} lies in {external.get('location')!r}, outside the stage's weight file"
-    offset, length = external.get("offset", "0"), external.get("length", "")
-    if not (offset.isdecimal() and length.isdecimal() and len(offset) < 16 and len(length) < 16):
-        yield f"tensor {name!r} has offset {offset!r} and length {length!r}"
-    elif int(length) != needed or int(offset) + int(length) > weights_bytes:
-        yield f"tensor {name!r} at {offset}+{length} does not fit: {needed} bytes in a file of {weights_bytes}"
-
-
-Value = int | memoryview
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
-    """Field numbers and values of one message: integers for varints, bytes for everything else."""
-    position, end = 0, len(message)
-    while position < end:
-        key, position = _varint(message, position)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, position = _varint(message, position)
-            yield number, value
-            continue
-        if wire == 2:
-            size, position = _varint(message, position)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
+    def _opset(self, opset: memoryview) -> Iterator[str]:
+        values = dict(self._fields(opset, _ONCE))
+        domain, version = _text(values.get(_OPSET_DOMAIN, b"")), _integer(values.get(_OPSET_VERSION, 0))
+        if domain not in STANDARD_DOMAINS:
+            yield f"operators of the domain {shown(domain)}"
+        elif not 0 < version <= MAX_OPSET:
+            yield f"opset {version} is not one of 1 to {MAX_OPSET}"
+        elif self.facts.opset:
+            yield "states its opset twice"
         else:
-            raise _Malformed(f"wire type {wire}")
-        if number == 0 or position + size > end:
-            raise _Malformed("a field runs past the end")
-        yield number, message[position : position + size]
-        position += size
+            self.facts.opset = version
+
+    def _graph(self, graph: memoryview) -> Iterator[str]:
+        for number, value in self._fields(graph, _GRAPH_MANY):
+            if number == _GRAPH_NODE:
+                yield from self._node(_message(value))
+            elif number == _GRAPH_INITIALIZER:
+                yield from self._tensor(_message(value), self._weights)
+            elif number == _GRAPH_SPARSE:
+                yield "holds sparse tensors"
+
+    def _node(self, node: memoryview) -> Iterator[str]:
+        operator, domain = "", ""
+        for number, value in self._fields(node, _NODE_MANY):
+            if number == _NODE_OP:
+                operator = _text(value)
+            elif number == _NODE_DOMAIN:
+                domain = _text(value)
+            elif number == _NODE_ATTRIBUTE:
+                yield from self._attribute(_message(value))
+        if domain not in STANDARD_DOMAINS:
+            yield f"operator {shown(operator)} of the domain {shown(domain)}"
+        elif operator not in OPERATORS:
+            yield f"operator {shown(operator)} is not allowed"
+        self.facts.operators[operator] = self.facts.operators.get(operator, 0) + 1
+
+    def _attribute(self, attribute: memoryview) -> Iterator[str]:
+        for number, value in self._fields(attribute, _ATTRIBUTE_MANY):
+            if number in _ATTRIBUTE_GRAPHS:
+                yield "an operator holds a graph of its own"
+            elif number in _ATTRIBUTE_SPARSE:
+                yield "an operator holds a sparse tensor"
+            elif number in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
+                yield from self._tensor(_message(value), None)
+
+    def _tensor(self, tensor: memoryview, weights: str | None) -> Iterator[str]:
+        dims: list[int] = []
+        kind, name, stored, external = 0, "''", 0, {}
+        is_external = False
+        for number, value in self._fields(tensor, _TENSOR_MANY):
+            if number == _TENSOR_DIMS:
+                dims += self._integers(value)
+            elif number == _TENSOR_TYPE:
+                kind = _integer(value)
+            elif number == _TENSOR_NAME:
+                name = shown(_text(value))
+            elif number == _TENSOR_RAW:
+                stored = len(_message(value))
+            elif number == _TENSOR_EXTERNAL:
+                entry = dict(self._fields(_message(value), _ONCE))
+                key = _text(entry.get(_ENTRY_KEY, b""))
+                if key in external:
+                    yield f"tensor {name} states its {shown(key)} twice"
+                external[key] = _text(entry.get(_ENTRY_VALUE, b""))
+            elif number == _TENSOR_LOCATION:
+                is_external = _integer(value) != 0
+            elif number in _TENSOR_TYPED:
+                yield f"tensor {name} is not stored as raw bytes"
+        if kind not in ITEM_BYTES or len(dims) > MAX_DIMENSIONS or any(not 0 <= size < 1 << 40 for size in dims):
+            yield f"tensor {name} has type {kind} and shape {shown(dims)}"
+            return
+        needed = math.prod(dims) * ITEM_BYTES[kind]
+        if is_external or external:
+            self.facts.external_tensors += 1
+            yield from self._external_problems(name, external, needed, weights)
+        elif stored != needed:
+            yield f"tensor {name} of shape {dims} needs {needed} bytes and has {stored}"
+
+    def _external_problems(
+        self, name: str, external: dict[str, str], needed: int, weights: str | None
+    ) -> Iterator[str]:
+        if unknown := sorted(set(external) - {"location", "offset", "length"}):
+            yield f"tensor {name} has external attributes {shown(unknown)}"
+        location = external.get("location")
+        if location != weights or weights is None:
+            yield f"tensor {name} lies in {shown(location)}, outside the stage's weight file"
+        offset, length = external.get("offset", "0"), external.get("length", "")
+        if not (_is_size(offset) and _is_size(length)):
+            yield f"tensor {name} has offset {shown(offset)} and length {shown(length)}"
+        elif int(length) != needed or int(offset) + int(length) > self._weights_bytes:
+            yield (
+                f"tensor {name} at {offset}+{length} does not fit: {needed} bytes in a file of {self._weights_bytes}"
+            )
+
+    def _fields(self, message: memoryview, many: frozenset[int]) -> Iterator[tuple[int, Value]]:
+        """Field numbers and values of one message: integers for varints, bytes for everything else.
+
+        A field that may be there once is there once: of two, some readers take the last and some join them.
+        """
+        seen: set[int] = set()
+        position, end = 0, len(message)
+        while position < end:
+            self._spend()
+            key, position = _varint(message, position)
+            number, wire = key >> 3, key & 7
+            if not 0 < number < 1 << 29:
+                raise _MalformedError(f"field number {number}")
+            if number in seen:
+                raise _MalformedError(f"field {number} twice")
+            if number not in many:
+                seen.add(number)
+            if wire == 0:
+                value, position = _varint(message, position)
+                yield number, value
+                continue
+            if wire == 2:
+                size, position = _varint(message, position)
+            elif wire in (1, 5):
+                size = 8 if wire == 1 else 4
+            else:
+                raise _MalformedError(f"wire type {wire}")
+            if position + size > end:
+                raise _MalformedError("a field runs past the end")
+            yield number, message[position : position + size]
+            position += size
+
+    def _integers(self, value: Value) -> list[int]:
+        """A repeated integer, packed or not."""
+        if isinstance(value, int):
+            return [value]
+        result, position = [], 0
+        while position < len(value):
+            self._spend()
+            item, position = _varint(value, position)
+            result.append(item)
+        return result
+
+    def _spend(self) -> None:
+        """A file of millions of tiny fields would keep the scan, and then the back end, busy for minutes."""
+        self._left -= 1
+        if self._left < 0:
+            raise _MalformedError(f"more than {MAX_READ} fields")
+
+
+def _is_size(text: str) -> bool:
+    """A decimal number that every reader reads alike; ``isdecimal`` alone takes digits of all scripts."""
+    return text.isascii() and text.isdecimal() and len(text) < 16
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
@@ -237,34 +304,25 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         position += 1
         result |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if result >= 1 << 64:
+                break
             return result, position
-    raise _Malformed("an integer is too long")
+    raise _MalformedError("an integer is too long")
 
 
 def _message(value: Value) -> memoryview:
     if isinstance(value, int):
-        raise _Malformed("an integer where a message belongs")
+        raise _MalformedError("an integer where a message belongs")
     return value
 
 
 def _text(value: Value | bytes) -> str:
     if isinstance(value, int):
-        raise _Malformed("an integer where text belongs")
+        raise _MalformedError("an integer where text belongs")
     return bytes(value).decode()
 
 
 def _integer(value: Value) -> int:
     if not isinstance(value, int):
-        raise _Malformed("bytes where an integer belongs")
+        raise _MalformedError("bytes where an integer belongs")
     return value
-
-
-def _integers(value: Value) -> list[int]:
-    """A repeated integer, packed or not."""
-    if isinstance(value, int):
-        return [value]
-    result, position = [], 0
-    while position < len(value):
-        item, position = _varint(value, position)
-        result.append(item)
-    return result

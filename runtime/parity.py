@@ -99,8 +99,9 @@ def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityRe
         found.append(decision.scores)
         found_members.append(decision.member_scores)
     progress("golden vectors", golden.frames, golden.frames)
-    fused = compare(golden.stacked("scores"), np.stack(found), entry.margin)
-    expected_members, members_found = golden.stacked("member_scores"), np.stack(found_members)  # (F, K, I, N)
+    scores, members_found = golden.agreeing(found), golden.agreeing(found_members)  # (F, I, N), (F, K, I, N)
+    fused = compare(golden.stacked("scores", scores.shape), scores, entry.margin)
+    expected_members = golden.stacked("member_scores", members_found.shape)
     members = tuple(
         compare(expected_members[:, k], members_found[:, k], entry.margin) for k in range(expected_members.shape[1])
     )
@@ -152,14 +153,34 @@ class _Golden:
     def get(self, kind: str, index: int) -> NDArray[np.generic]:
         tensor = self._tensors.get(golden_name(kind, index))
         if not isinstance(tensor, np.ndarray):
-            raise BundleError("golden vectors are malformed", where=self._where, found=f"no {kind} of frame {index}")
+            raise self._malformed("all tensors of every frame", f"no {kind} of frame {index}")
         return tensor
 
-    def stacked(self, kind: str) -> Scores:
-        try:
-            return np.stack([self.get(kind, index) for index in range(self.frames)]).astype(np.float32)
-        except ValueError as error:
-            raise BundleError("golden vectors are malformed", where=self._where, found=str(error)) from error
+    def agreeing(self, scores: list[Scores]) -> Scores:
+        """Scores of all frames as one array."""
+        if len({each.shape for each in scores}) > 1:
+            raise self._malformed(
+                "the same number of candidates in every frame", ", ".join(str(s.shape) for s in scores)
+            )
+        return np.stack(scores)
+
+    def stacked(self, kind: str, shape: tuple[int, ...]) -> Scores:
+        """Scores of all frames, in the shape of those they are compared with: numpy would broadcast others."""
+        tensors = [self.get(kind, index) for index in range(self.frames)]
+        for index, tensor in enumerate(tensors):
+            if tensor.dtype != np.float32 or tensor.shape != shape[1:] or not np.isfinite(tensor).all():
+                found = f"{kind} of frame {index}: {tensor.dtype} {tensor.shape}"
+                raise self._malformed(f"finite float32 {shape[1:]}", found)
+        return np.stack(tensors).astype(np.float32)
+
+    def _malformed(self, expected: str, found: str) -> BundleError:
+        return BundleError(
+            "golden vectors are malformed",
+            where=self._where,
+            expected=expected,
+            found=found,
+            fix="export the bundle again",
+        )
 
 
 def _ids_changed(ensemble: Ensemble, instructions: Sequence[str], golden: _Golden) -> int:

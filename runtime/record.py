@@ -1,19 +1,22 @@
 """JSON records, read strictly.
 
 A record is a frozen dataclass. Reading one refuses unknown and missing fields, wrong types, duplicate keys,
-NaN and infinity, deep nesting, a byte-order mark, invalid UTF-8 and oversized text, and reports every
-difference of a record at once. Writing gives the same bytes for the same content.
+NaN and infinity, deep nesting, a byte-order mark, invalid UTF-8, half characters and oversized text, and reports
+every difference of a record at once. The time it takes grows with the text's length, whatever the text is.
+Writing gives the same bytes for the same content.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 Record = TypeVar("Record")
@@ -21,14 +24,33 @@ Record = TypeVar("Record")
 #: The JSON texts we read are small; anything larger is not one of ours.
 MAX_TEXT_BYTES = 4 << 20
 MAX_DEPTH = 24
+#: A message lists this many differences; a text that is something else altogether has thousands.
+MAX_LISTED = 50
+#: Of a value quoted in a message.
+MAX_SHOWN_CHARS = 60
+
+# An unclosed string runs to the end, so the pattern never gives up and starts over: time stays linear.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]+|\\.)*"?|[\[{\]}]', re.DOTALL)
 
 
 class RecordError(Exception):
     """A text is not the record it should be. ``differences`` lists what is wrong, one per line."""
 
     def __init__(self, *differences: str) -> None:
-        super().__init__("; ".join(differences))
-        self.differences = list(differences)
+        self.differences = shortened(differences)
+        super().__init__("; ".join(self.differences))
+
+
+def shortened(differences: Sequence[str]) -> list[str]:
+    """The first differences, and how many more there are."""
+    more = len(differences) - MAX_LISTED
+    return [*differences[:MAX_LISTED], *([f"and {more} more"] if more > 0 else [])]
+
+
+def shown(value: object) -> str:
+    """A value from outside, fit for a message: escaped and short."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
 
 
 def encode(record: Any) -> bytes:
@@ -70,7 +92,8 @@ def parse(text: bytes) -> Any:
 def _depth(text: str) -> int:
     """Deepest nesting of brackets outside strings; counted before parsing, since the parser recurses."""
     depth = deepest = 0
-    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', text):
+    for match in _STRING_OR_BRACKET.finditer(text):
+        bracket = match.group()
         if bracket in "[{":
             depth += 1
             deepest = max(deepest, depth)
@@ -82,8 +105,8 @@ def _depth(text: str) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise RecordError(*(f"duplicate key {key!r}" for key in result if keys.count(key) > 1))
+        times = Counter(key for key, _ in pairs)
+        raise RecordError(*(f"duplicate key {shown(key)}" for key, count in times.items() if count > 1))
     return result
 
 
@@ -94,7 +117,7 @@ def _no_constant(name: str) -> float:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise RecordError(f"{text} is too large for a number")
+        raise RecordError(f"{text[:MAX_SHOWN_CHARS]} is too large for a number")
     return value
 
 
@@ -121,20 +144,40 @@ def _convert(value: Any, kind: Any, path: str, differences: list[str]) -> Any:
         return _convert_tuple(value, kind, path, differences)
     if origin in (dict, Mapping):
         return _convert_mapping(value, kind, path, differences)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and type(value) is int:
+        return _convert_float(value, path, differences)
+    if kind is str and isinstance(value, str) and not _is_text(value):
+        return _wrong(value, "text without half characters", path, differences)
     if type(value) is kind:
         return value
     return _wrong(value, kind.__name__, path, differences)
 
 
+def _convert_float(value: int, path: str, differences: list[str]) -> float | None:
+    try:
+        return float(value)
+    except OverflowError:
+        _wrong(value, "a number that a float can hold", path, differences)
+        return None
+
+
+def _is_text(value: str) -> bool:
+    """False for a lone surrogate, which JSON can spell but nothing can print or write."""
+    return not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _convert_record(value: Any, kind: Any, path: str, differences: list[str]) -> Any:
     if not isinstance(value, dict):
         return _wrong(value, "an object", path, differences)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     prefix = "" if path == "top level" else path + "."
-    differences += [f"unknown field {prefix}{name}" for name in value if name not in fields]
+    differences += [f"unknown field {prefix}{_key(name)}" for name in value if name not in fields]
     result = {}
     for name, field in fields.items():
         if name in value:
@@ -176,9 +219,14 @@ def _convert_mapping(value: Any, kind: Any, path: str, differences: list[str]) -
     if not isinstance(value, dict):
         return _wrong(value, "an object", path, differences)
     item = typing.get_args(kind)[1]
-    return {key: _convert(element, item, f"{path}[{key!r}]", differences) for key, element in value.items()}
+    differences += [f"{path}: the key {shown(key)} holds half a character" for key in value if not _is_text(key)]
+    return {key: _convert(element, item, f"{path}[{shown(key)}]", differences) for key, element in value.items()}
 
 
 def _wrong(value: Any, expected: str, path: str, differences: list[str]) -> None:
-    shown = repr(value)
-    differences.append(f"{path}: expected {expected}, found {shown if len(shown) < 60 else shown[:57] + '...'}")
+    differences.append(f"{path}: expected {expected}, found {shown(value)}")
+
+
+def _key(name: str) -> str:
+    """A key as it is if it is harmless in a message, otherwise escaped."""
+    return name if name.isidentifier() and len(name) <= MAX_SHOWN_CHARS else shown(name)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.kit import random_checkpoint
 from tests.trunks import head_shape, save_trunk
-
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.export import build
 from trunkline.exporter.trunk import Trunk, load_trunk

@@ -1,0 +1,1 @@
+"""Training checkpoints and merged ensembles: reading, merging, writing, examining. See docs/checkpoints.md."""

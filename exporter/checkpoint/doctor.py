@@ -91,7 +91,7 @@ def temperature(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def finite_weights(checkpoint: Checkpoint) -> Iterator[Finding]:
     for member in checkpoint.members:
-        broken = [name for name, tensor in member.tensors().items() if not torch.isfinite(tensor).all()]
+        broken = [name for name, tensor in member.tensors().items() if not torch.isfinite(tensor.float()).all()]
         if broken:
             yield Finding(
                 "fatal",
@@ -132,7 +132,7 @@ def declared_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
                 "fatal",
                 "declared_metadata",
                 None,
-                f"metadata says {name} = {stated}, the tensors say {actual}",
+                f"metadata says {name} = {stated!r}, the tensors say {actual!r}",
                 "a reader that believes the metadata builds another network, or leaves members out",
                 "merge the source checkpoints again",
             )

@@ -6,7 +6,7 @@ record: format, schema version, backbone, settings and the members' names. Unkno
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from trunkline.exporter.checkpoint.members import Checkpoint, Member, Settings
+from trunkline.exporter.checkpoint.names import unique_names
 from trunkline.exporter.checkpoint.shapes import read_shape
 from trunkline.runtime import record
 from trunkline.runtime.errors import CheckpointError
@@ -51,12 +52,18 @@ def write_ensemble_file(checkpoint: Checkpoint, path: Path) -> None:
         members=tuple(MemberRecord(member.name, member.source) for member in checkpoint.members),
         frozen_digest=checkpoint.frozen_digest,
     )
-    tensors = {
-        f"{index}.{name}": tensor.contiguous()
-        for index, member in enumerate(checkpoint.members)
-        for name, tensor in member.tensors().items()
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for index, member in enumerate(checkpoint.members):
+        for name, tensor in member.tensors().items():
+            tensors[f"{index}.{name}"] = tensor = _unshared(tensor.detach().contiguous(), storages)
+            storages.add(tensor.untyped_storage().data_ptr())
     save_file(tensors, path, metadata={METADATA_KEY: record.encode(header).decode()})
+
+
+def _unshared(tensor: torch.Tensor, storages: set[int]) -> torch.Tensor:
+    """A copy if another tensor lies in the same storage: safetensors refuses to write shared memory."""
+    return tensor.clone() if tensor.untyped_storage().data_ptr() in storages else tensor
 
 
 def read_ensemble_file(path: Path) -> Checkpoint:
@@ -76,9 +83,13 @@ def read_ensemble_file(path: Path) -> Checkpoint:
         ) from error
     return Checkpoint(
         form="trunkline ensemble file",
-        members=tuple(members),
+        members=unique_names(members),
         backbone=header.backbone,
-        declared={"num_models": len(members), "history_length": header.settings.history_length},
+        declared={
+            "num_models": len(members),
+            "history_length": header.settings.history_length,
+            "action_dim": header.settings.action_dim,
+        },
         frozen_digest=header.frozen_digest,
     )
 
@@ -119,7 +130,8 @@ def _member(path: Path, header: EnsembleRecord, index: int, file: safe_open) -> 
             components.setdefault(part, {})[key] = file.get_tensor(name)
     info = header.members[index]
     shape = read_shape(components, header.settings, f"{path}, member {info.name}")
-    return Member(info.name, info.source, components, header.settings, shape)
+    settings = replace(header.settings, history_length=shape.history_length, action_dim=shape.action_dim)
+    return Member(info.name, info.source, components, settings, shape)
 
 
 def _refuse_strays(path: Path, header: EnsembleRecord, names: list[str]) -> None:

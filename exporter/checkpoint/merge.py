@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, Checkpoint, Member, Settings
-from trunkline.exporter.checkpoint.read import read_checkpoint, unique_names
+from trunkline.exporter.checkpoint.names import unique_names
+from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import check_suffix, write_checkpoint
 from trunkline.runtime.errors import CheckpointError
 from trunkline.runtime.progress import Progress, silent

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import pickle  # noqa: TID251 - only its exception is caught; nothing is unpickled here
+import struct
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -33,12 +35,30 @@ from trunkline.exporter.checkpoint.members import (
     Settings,
     StateDict,
 )
+from trunkline.exporter.checkpoint.names import unique_names
 from trunkline.exporter.checkpoint.shapes import read_shape
 from trunkline.runtime.errors import CheckpointError
 from trunkline.runtime.progress import Progress, silent
 
 FROZEN_PREFIX = "model."
 IGNORED_KEYS = ("logit_scale",)
+WRAPPED_PREFIX = "module."
+
+_UNWRAP = "a `module.` prefix comes from saving a wrapped model: save the unwrapped one"
+
+#: What the restricted unpickler lets through when the bytes of a file are damaged.
+_LOADER_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    struct.error,
+)
 
 
 def read_checkpoint(path: Path, *, settings: Settings | None = None, progress: Progress = silent) -> Checkpoint:
@@ -63,19 +83,23 @@ def read_checkpoint(path: Path, *, settings: Settings | None = None, progress: P
     state = content.get("model_state_dict", content)
     if isinstance(state, Mapping) and any(str(key).startswith(ALL_COMPONENTS) for key in state):
         return _training(path, state, settings or Settings(), progress, bare=state is content)
+    names = sorted(map(str, state if isinstance(state, Mapping) else content))
+    wrapped = any(name.startswith(WRAPPED_PREFIX) for name in names)
     raise CheckpointError(
         "the file is not a verifier checkpoint",
         where=path,
         expected="ensemble_components, model_state_dict, or a state dict with verifier components",
-        found=", ".join(sorted(map(str, content))[:12]) or "an empty dict",
-        fix="pass a training checkpoint or a merged ensemble",
+        found=", ".join(names[:12]) or "an empty dict",
+        fix=_UNWRAP if wrapped else "pass a training checkpoint or a merged ensemble",
     )
 
 
 def _load(path: Path) -> Mapping[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on files that are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except _LOADER_ERRORS as error:
         raise CheckpointError(
             "cannot open a checkpoint with the restricted loader",
             where=path,
@@ -115,7 +139,7 @@ def _merged(path: Path, content: Mapping[str, Any], settings: Settings | None) -
     return Checkpoint(
         form="weights-only merged file" if weights_only else "merged file",
         members=unique_names(members),
-        backbone=PUBLISHED_BACKBONE if weights_only else str(declared["backbone"]),
+        backbone=PUBLISHED_BACKBONE if weights_only else _backbone(declared["backbone"], path),
         declared=declared,
         notes=notes,
         frozen_digest=str(declared["frozen_digest"]) if "frozen_digest" in declared else None,
@@ -127,20 +151,34 @@ def _integer(declared: Mapping[str, object], key: str, default: int, path: Path)
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20:
         return value
     raise CheckpointError(
-        "a merged file's metadata is not usable", where=f"{path}, {key}", expected="a positive integer", found=repr(value)
+        "a merged file's metadata is not usable",
+        where=f"{path}, {key}",
+        expected="a positive integer",
+        found=repr(value),
+    )
+
+
+def _backbone(name: object, path: Path) -> str | None:
+    if name is None or (isinstance(name, str) and name):
+        return name
+    raise CheckpointError(
+        "a merged file's metadata is not usable",
+        where=f"{path}, backbone",
+        expected="an open_clip model name",
+        found=repr(name),
     )
 
 
 def _source_names(names: object, count: int, path: Path) -> list[str]:
     if isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names):
-        return [Path(name).name for name in names]
+        return [PureWindowsPath(name).name or f"{path.stem}[{index}]" for index, name in enumerate(names)]
     return [f"{path.stem}[{index}]" for index in range(count)]
 
 
 def _component_member(path: Path, part: Mapping[str, Any], source: str, shared: Settings) -> Member:
     where = f"{path}, member {source}"
     padding = part.get("action_padding_value", PUBLISHED_PADDING_VALUE)
-    if not isinstance(padding, int | float):
+    if type(padding) not in (int, float):
         raise CheckpointError(
             "a member's padding value is not a number", where=where, expected="a float", found=type(padding).__name__
         )
@@ -148,14 +186,22 @@ def _component_member(path: Path, part: Mapping[str, Any], source: str, shared: 
     wrong = [f"{key}: {type(state).__name__}" for key, state in states.items() if not is_state_dict(state)]
     if wrong:
         raise CheckpointError(
-            "a member's components are not state dicts", where=where, expected="name -> tensor", found=wrong
+            "a member's components are not state dicts",
+            where=where,
+            expected="name -> tensor",
+            found=wrong,
+            fix="action_pos_embedding marks a two-view (DROID) verifier, which is not supported"
+            if "action_pos_embedding" in states
+            else "merge the source checkpoints again with `trunkline merge`",
         )
     settings = replace(shared, padding_value=float(padding))
     return _member(states, source, settings, where)
 
 
 def is_state_dict(state: object) -> bool:
-    return isinstance(state, Mapping) and all(isinstance(value, torch.Tensor) for value in state.values())
+    return isinstance(state, Mapping) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    )
 
 
 def _member(states: Mapping[str, StateDict], source: str, settings: Settings, where: str) -> Member:
@@ -168,7 +214,13 @@ def _training(
     path: Path, state: Mapping[str, torch.Tensor], settings: Settings, progress: Progress, *, bare: bool
 ) -> Checkpoint:
     if not is_state_dict(state):
-        raise CheckpointError("a training checkpoint's state dict holds more than tensors", where=path)
+        raise CheckpointError(
+            "a training checkpoint's state dict holds more than tensors",
+            where=path,
+            expected="name -> tensor",
+            found=[f"{key}: {type(value).__name__}" for key, value in state.items() if not is_state_dict({key: value})],
+            fix="save the model's plain state_dict()",
+        )
     parts: dict[str, dict[str, torch.Tensor]] = {}
     frozen: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
@@ -186,8 +238,7 @@ def _training(
             where=path,
             expected=[FROZEN_PREFIX + "*", *IGNORED_KEYS, *ALL_COMPONENTS],
             found=unknown[:20],
-            fix="a `module.` prefix comes from saving a wrapped model: save the unwrapped one; "
-            "action_pos_embedding marks a two-view (DROID) verifier, which is not supported",
+            fix=f"{_UNWRAP}; action_pos_embedding marks a two-view (DROID) verifier, which is not supported",
         )
     return Checkpoint(
         form="training checkpoint (bare state dict)" if bare else "training checkpoint",
@@ -210,16 +261,3 @@ def digest_tensors(tensors: Iterable[tuple[str, torch.Tensor]], progress: Progre
         done += flat.nbytes
         progress("hashing weights", done, total)
     return digest.hexdigest()
-
-
-def unique_names(members: Iterable[Member]) -> tuple[Member, ...]:
-    """Members renamed where two would share a name: ``epoch_9``, ``epoch_9-2``."""
-    taken: set[str] = set()
-    result = []
-    for member in members:
-        name, number = member.name, 2
-        while name.casefold() in taken:
-            name, number = f"{member.name}-{number}", number + 1
-        taken.add(name.casefold())
-        result.append(replace(member, name=name))
-    return tuple(result)

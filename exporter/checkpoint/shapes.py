@@ -28,9 +28,11 @@ def read_shape(components: Components, settings: Settings, where: str) -> HeadSh
     Raises:
         CheckpointError: naming every tensor that is missing, unexpected, or not of the expected shape.
     """
+    _check_settings(settings, where)
     encoder = _encoder_kind(components, where)
     try:
         shape = _key_sizes(components, settings, encoder)
+        misfits = _widths(components, shape)
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
             "cannot read the member's sizes from its tensors",
@@ -39,7 +41,7 @@ def read_shape(components: Components, settings: Settings, where: str) -> HeadSh
             found=f"{type(error).__name__}: {error}",
             fix="check that the file is a verifier checkpoint; `trunkline info FILE` lists what it holds",
         ) from error
-    differences = _widths(components, shape) or _differences(components, shape)
+    differences = misfits or _differences(components, shape)
     if differences:
         raise CheckpointError(
             "a member's tensors do not fit together",
@@ -49,6 +51,21 @@ def read_shape(components: Components, settings: Settings, where: str) -> HeadSh
             fix="re-export the checkpoint, or correct what its metadata says of heads and window size",
         )
     return shape
+
+
+def _check_settings(settings: Settings, where: str) -> None:
+    counts = {"heads": settings.heads, "history_length": settings.history_length, "action_dim": settings.action_dim}
+    wrong = [f"{name} is {value}" for name, value in counts.items() if value < 1]
+    if not abs(settings.padding_value) <= torch.finfo(torch.float32).max:
+        wrong.append(f"padding_value is {settings.padding_value}, no finite float32")
+    if wrong:
+        raise CheckpointError(
+            "a member's settings are not usable",
+            where=where,
+            expected="positive counts and a finite padding value",
+            found=wrong,
+            fix="state them when merging: --history-length, --padding-value, --heads",
+        )
 
 
 def _encoder_kind(components: Components, where: str) -> ActionEncoderKind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from trunkline.exporter.checkpoint.ensemble_file import write_ensemble_file
 from trunkline.exporter.checkpoint.members import Checkpoint, Member
@@ -26,8 +27,11 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     try:
         with replacing(path) as temporary:
             write(checkpoint, temporary)
-    except OSError as error:
-        raise CheckpointError("cannot write a checkpoint", where=path, found=error.strerror) from error
+    except (OSError, SafetensorError, RuntimeError) as error:  # the two libraries report a full disk in their own way
+        found = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            "cannot write a checkpoint", where=path, found=found, fix="check space and permissions"
+        ) from error
 
 
 def check_suffix(path: Path) -> None:

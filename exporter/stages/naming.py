@@ -32,16 +32,17 @@ def name_by_module(model: onnx_ir.Model) -> None:
         for value in node.outputs:
             if not value.is_graph_output():  # case 2
                 value.name = node.name if len(node.outputs) == 1 else _unique(f"{node.name}.out", taken)
-        for position, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer() and value.name not in taken:  # case 3
+        for position, used in enumerate(node.inputs):
+            if used is not None and used.is_initializer() and used.name not in taken:  # case 3
                 is_weight = node.op_type in _PRODUCTS and position == 1
-                value.name = _unique(f"{scope or node.op_type}.{'weight' if is_weight else 'constant'}", taken)
+                used.name = _unique(f"{scope or node.op_type}.{'weight' if is_weight else 'constant'}", taken)
 
 
 def _scope(node: onnx_ir.Node) -> str:
     """Path of the innermost module; the last entry of the record is the operation itself."""
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-    return str(scopes[-2]) if len(scopes) > 1 else ""
+    path = str(scopes[-2]) if len(scopes) > 1 else ""
+    return "" if path.startswith("_") else path  # torch's placeholder where a node has no module
 
 
 def _unique(name: str, taken: set[str | None]) -> str:

@@ -8,9 +8,10 @@ the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,18 +123,17 @@ def _example(tensor: TensorSpec) -> torch.Tensor:
     return torch.zeros(shape, dtype=_DTYPES[tensor.dtype])
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801 - reads as a verb
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """The exporter warns and logs about its own internals on every run."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
-        warnings.simplefilter("ignore")
-        self._level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *details: object) -> None:
-        logging.disable(self._level)
-        super().__exit__(*details)
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _check(model: onnx_ir.Model, contract: Contract) -> None:

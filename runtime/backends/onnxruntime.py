@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import weakref
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +21,44 @@ PROVIDERS = ["CPUExecutionProvider"]
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
 
 
+#: Sessions that a forked child inherits.
+_open: weakref.WeakSet[OnnxSession] = weakref.WeakSet()
+
+
+def _abandon_inherited() -> None:
+    """In a forked child: keeps inherited sessions from ever being freed.
+
+    Freeing one joins its worker threads, which the fork did not copy, so that the child would hang when it ends.
+    """
+    for session in _open:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_inherited)
+
+
 def available() -> str | None:
     """None if onnxruntime can be imported, otherwise why not."""
     try:
-        import onnxruntime  # noqa: F401, PLC0415 - optional
+        _library()
     except ImportError as error:
         return f"{error}; pip install 'trunkline[cpu]'"
     return None
 
 
 def version() -> str:
-    import onnxruntime  # noqa: PLC0415 - optional
+    return str(_library().__version__)
 
-    return str(onnxruntime.__version__)
+
+def _library() -> ModuleType:
+    """onnxruntime, which from 1.29 on uploads usage data from the moment it is imported, unless told not to."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime  # optional
+
+    if os.environ["ORT_DISABLE_TELEMETRY"] == "1":
+        onnxruntime.disable_telemetry_events()  # it may have been imported before
+    return onnxruntime
 
 
 def open_stage(files: StageFiles) -> OnnxSession:
@@ -42,8 +70,7 @@ class OnnxSession:
     """One stage. ONNX Runtime itself allows several threads; the stage graph uses one at a time."""
 
     def __init__(self, files: StageFiles) -> None:
-        import onnxruntime as ort  # noqa: PLC0415 - optional
-
+        ort = _library()
         options = ort.SessionOptions()
         options.intra_op_num_threads = files.threads or physical_cores()
         options.inter_op_num_threads = 1
@@ -51,17 +78,21 @@ class OnnxSession:
         # Idle worker threads sleep instead of spinning: stages run one after another, and a spinning pool of the
         # stage before would take its cores. See docs/benchmarks.md for what it costs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Its kernel for a sum with a normalisation is slower than the two kernels it replaces.
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # what was scanned is what is read
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.folder))
         self._name = files.name
         try:
             self._session = ort.InferenceSession(files.graph, options, providers=PROVIDERS)
-        except Exception as error:  # noqa: BLE001 - the library's exceptions share no base class
+        except Exception as error:  # the library's exceptions share no base class
             raise BackendError(
                 "ONNX Runtime cannot load a stage",
                 where=f"stage {files.name}",
                 found=str(error).strip()[:500],
                 fix="update onnxruntime (1.23 or newer), or export the bundle again",
             ) from error
+        _open.add(self)
         _check_signature(files, self._session.get_inputs(), self._session.get_outputs())
         self._outputs = [tensor.name for tensor in files.stage.outputs]
 
@@ -73,7 +104,7 @@ class OnnxSession:
         """
         try:
             results = self._session.run(self._outputs, dict(inputs))
-        except Exception as error:  # noqa: BLE001 - the library's exceptions share no base class
+        except Exception as error:  # the library's exceptions share no base class
             raise BackendError(
                 "ONNX Runtime failed while it ran a stage", where=f"stage {self._name}", found=str(error).strip()[:500]
             ) from error

@@ -26,7 +26,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 RESIZE_MODES = ("squash", "shortest", "longest")
 INTERPOLATIONS = ("bicubic", "bilinear")
 TARGETS = ((32, 32), (24, 40), (41, 23))  # height, width
-SOURCES = ((8, 8), (8, 150), (151, 9), (32, 32), (40, 24), (24, 40), (33, 31), (61, 97), (128, 96))  # width, height
+SOURCES = ((8, 8), (8, 150), (151, 9), (32, 32), (40, 24), (33, 31), (61, 97))  # width, height
 
 
 def a_spec(height: int = 32, width: int = 32, **changes: Any) -> ImageSpec:
@@ -86,7 +86,7 @@ class TestEqualsTheReference:
     def test_modes_and_sizes(self, resize_mode: str, interpolation: str, target: tuple[int, int], mode: str) -> None:
         for fill in (0, 127) if resize_mode == "longest" else (0,):
             spec = a_spec(*target, resize_mode=resize_mode, interpolation=interpolation, fill=fill)
-            for width, height in SOURCES:
+            for width, height in SOURCES if mode in ("RGB", "P") else SOURCES[1::2]:
                 assert_equal_to_reference(an_image(mode, width, height), spec)
 
     @pytest.mark.parametrize("resize_mode", RESIZE_MODES)
@@ -94,7 +94,7 @@ class TestEqualsTheReference:
     def test_camera_sizes(self, size: tuple[int, int], resize_mode: str) -> None:
         assert_equal_to_reference(an_image("RGB", *size), a_spec(224, 224, resize_mode=resize_mode, fill=3))
 
-    @settings(derandomize=True, deadline=None, max_examples=250)
+    @settings(derandomize=True, deadline=None, max_examples=150)
     @given(
         source=st.tuples(st.integers(8, 200), st.integers(8, 200)),
         target=st.tuples(st.integers(16, 64), st.integers(16, 64)) | st.integers(16, 64).map(lambda side: (side, side)),
@@ -382,6 +382,7 @@ class TestFiles:
             open_image(saved(tmp_path / "deep.png", values))
 
     @pytest.mark.parametrize("name", ["frame.jpg", "frame.png", "frame.tiff", "frame.bmp", "frame.ppm"])
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on TIFF tags
     def test_damaged_files_end_in_pixels_or_an_image_error(self, tmp_path: Path, name: str) -> None:
         path = saved(tmp_path / name, an_image("RGB", 30, 20))
         whole, rng = path.read_bytes(), random.Random(0)

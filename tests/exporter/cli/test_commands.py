@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.kit import random_checkpoint, random_member, save_training
 from typer.testing import CliRunner
 
+from tests.kit import random_checkpoint, random_member, save_training
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.cli import app
 

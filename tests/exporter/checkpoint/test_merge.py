@@ -1,0 +1,217 @@
+"""Merging keeps every tensor, refuses what does not belong together, and never holds the sources in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kit import SMALL, SMALL_MLP, random_checkpoint, random_member, save_training, training_dict
+from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, Checkpoint, HeadShape, Member, Settings
+from trunkline.exporter.checkpoint.merge import join, merge
+from trunkline.exporter.checkpoint.read import read_checkpoint
+from trunkline.exporter.checkpoint.write import write_checkpoint
+from trunkline.runtime.errors import CheckpointError
+
+FROZEN = {"visual.weight": torch.ones(6, dtype=torch.bfloat16)}
+
+
+def sources(folder: Path, count: int = 3, shape: HeadShape = SMALL) -> list[Path]:
+    return [save_training(random_member(shape, seed), folder / f"epoch_{seed}.pt", FROZEN) for seed in range(count)]
+
+
+def alone(member: Member, **changes: object) -> Checkpoint:
+    return replace(Checkpoint("random", (member,), None), **changes)  # type: ignore[arg-type]
+
+
+def refused(*words: str, checkpoints: list[Checkpoint], backbone: str | None = "test") -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        join(checkpoints, backbone=backbone)
+    missing = [word for word in words if word not in str(caught.value)]
+    assert not missing, f"{missing} not in: {caught.value}"
+    return caught.value
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("shape", [SMALL, SMALL_MLP], ids=["transformer", "mlp"])
+def test_members_are_merged_in_order_and_bit_equal(tmp_path: Path, suffix: str, shape: HeadShape) -> None:
+    paths = sources(tmp_path, 3, shape)
+    report = merge(list(reversed(paths)), tmp_path / f"out{suffix}", backbone="local-dir:trunk")
+    found = read_checkpoint(tmp_path / f"out{suffix}")
+    assert report.members == ("epoch_2", "epoch_1", "epoch_0") == tuple(member.name for member in found.members)
+    assert (report.backbone, found.backbone) == ("local-dir:trunk", "local-dir:trunk")
+    assert found.frozen_digest == read_checkpoint(paths[0]).frozen_digest
+    for member, seed in zip(found.members, (2, 1, 0), strict=True):
+        wanted = random_member(shape, seed).tensors()
+        assert member.tensors().keys() == wanted.keys()
+        assert all(torch.equal(member.tensors()[key], wanted[key]) for key in wanted)
+
+
+def test_the_report_tells_sizes_and_assumptions(tmp_path: Path) -> None:
+    paths = sources(tmp_path)
+    report = merge(paths, tmp_path / "out.pt", backbone="test")
+    assert report.output == tmp_path / "out.pt"
+    assert report.source_bytes == sum(path.stat().st_size for path in paths)
+    assert report.output_bytes == (tmp_path / "out.pt").stat().st_size
+    assert len(report.notes) == 1  # the same assumption for all, said once
+    assert "assumed" in report.notes[0]
+
+
+def test_progress_counts_sources(tmp_path: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    merge(sources(tmp_path), tmp_path / "out.pt", backbone="test", progress=lambda *step: steps.append(step))
+    reading = [step[1:] for step in steps if step[0] == "reading checkpoints"]
+    assert reading == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert ("hashing weights", 12, 12) in steps
+
+
+def test_settings_reach_the_file(tmp_path: Path) -> None:
+    path = save_training(random_member(replace(SMALL, heads=4)), tmp_path / "a.pt")
+    settings = Settings(heads=4, history_length=16, padding_value=-7.5)
+    merge([path], tmp_path / "out.safetensors", backbone="test", settings=settings)
+    assert read_checkpoint(tmp_path / "out.safetensors").members[0].settings == settings
+
+
+def test_ensembles_and_single_members_merge_into_one(tmp_path: Path) -> None:
+    write_checkpoint(random_checkpoint(2), tmp_path / "two.pt")
+    path = save_training(random_member(seed=5), tmp_path / "epoch_5.pt")
+    report = merge([tmp_path / "two.pt", path], tmp_path / "out.safetensors")
+    assert report.members == ("epoch_0", "epoch_1", "epoch_5")
+    assert report.backbone == "test"  # known from the first
+
+
+def test_repeated_names_are_made_unique(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        save_training(random_member(seed=seed), folder / ("Epoch_9.pt" if seed == 1 else "epoch_9.pt"))
+    report = merge([next(folder.iterdir()) for folder in folders], tmp_path / "out.pt", backbone="test")
+    assert report.members == ("epoch_9", "Epoch_9-2", "epoch_9-3")
+
+
+def test_the_published_backbone_is_assumed_only_for_its_sizes() -> None:
+    tiny = replace(SMALL, trunk_width=1024, patches=576)
+    assert join([alone(random_member(tiny))]).backbone == PUBLISHED_BACKBONE
+    assert join([alone(random_member(tiny))], backbone="other").backbone == "other"
+    for other in (SMALL, replace(tiny, patches=575), replace(tiny, trunk_width=768)):
+        refused("do not say which backbone", "--backbone", checkpoints=[alone(random_member(other))], backbone=None)
+
+
+def test_all_differences_of_all_members_are_listed() -> None:
+    shape = replace(SMALL, trunk_width=48, patches=9, encoder_layers=1)
+    other = random_member(shape, 1, padding=-9.0)
+    mlp = random_member(SMALL_MLP, 2)
+    error = refused(
+        "do not belong together",
+        "compared with epoch_0",
+        "epoch_1: trunk_width is 48, epoch_0 has 32",
+        "epoch_1: patches is 9, epoch_0 has 16",
+        "epoch_1: encoder_layers is 1, epoch_0 has 2",
+        "epoch_1: padding_value is -9.0, epoch_0 has -5.0",
+        "epoch_2: encoder is mlp, epoch_0 has transformer",
+        "epoch_2: feedforward is 40, epoch_0 has 48",
+        checkpoints=[alone(random_member()), alone(other), alone(mlp)],
+    )
+    assert len(error.found) == 4 + 3
+
+
+def test_different_windows_are_refused() -> None:
+    longer = replace(random_member(seed=1), settings=Settings(history_length=12))
+    refused("epoch_1: history_length is 12, epoch_0 has 10", checkpoints=[alone(random_member()), alone(longer)])
+
+
+def test_different_frozen_encoders_are_refused(tmp_path: Path) -> None:
+    paths = sources(tmp_path, 2)
+    other = save_training(random_member(seed=2), tmp_path / "other.pt", {"visual.weight": FROZEN["visual.weight"] * 2})
+    with pytest.raises(
+        CheckpointError, match=r"(?s)frozen encoder weights differ: epoch_1 has \w{12}, other has \w{12}"
+    ):
+        merge([*paths, other], tmp_path / "out.pt", backbone="test")
+    assert not (tmp_path / "out.pt").exists()
+    bare = save_training(random_member(seed=3), tmp_path / "bare.pt")  # says nothing about its encoder
+    merge([bare, *paths], tmp_path / "out.pt", backbone="test")
+    assert read_checkpoint(tmp_path / "out.pt").frozen_digest == read_checkpoint(paths[0]).frozen_digest
+
+
+def test_different_backbones_are_refused() -> None:
+    pair = [alone(random_member(seed=seed), backbone=name) for seed, name in enumerate(("one", "two"))]
+    refused("backbone names differ", "epoch_0 has one", "epoch_1 has two", checkpoints=pair)
+
+
+def test_nothing_to_merge(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot merge without a checkpoint"):
+        merge([], tmp_path / "out.pt")
+
+
+def test_the_suffix_is_checked_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot tell which form to write"):
+        merge([tmp_path / "none.pt"], tmp_path / "out.bin")
+
+
+def test_a_broken_source_leaves_no_output(tmp_path: Path) -> None:
+    paths = sources(tmp_path, 1)
+    (tmp_path / "torn.pt").write_bytes(paths[0].read_bytes()[:-5000])
+    with pytest.raises(CheckpointError, match=r"(?s)restricted loader.*torn\.pt"):
+        merge([*paths, tmp_path / "torn.pt"], tmp_path / "out.pt", backbone="test")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0.pt", "torn.pt"]
+
+
+def test_the_output_may_replace_a_source(tmp_path: Path) -> None:
+    paths = sources(tmp_path, 2)
+    merge(paths, paths[0], backbone="test")
+    assert [member.name for member in read_checkpoint(paths[0]).members] == ["epoch_0", "epoch_1"]
+
+
+_MEASURE = """
+import json, sys, threading, time
+from pathlib import Path
+from trunkline.exporter.checkpoint.merge import merge
+
+def anonymous_kb():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+import torch
+merge([Path(sys.argv[2])], Path(sys.argv[1]), backbone="test")  # what torch sets up once does not count
+before, peak, stop = anonymous_kb(), 0, threading.Event()
+def watch():
+    global peak
+    while not stop.is_set():
+        peak = max(peak, anonymous_kb())
+        time.sleep(0.0005)
+thread = threading.Thread(target=watch); thread.start()
+if sys.argv[3] == "merge":
+    merge([Path(path) for path in sys.argv[4:]], Path(sys.argv[1]), backbone="test")
+else:
+    whole = [torch.load(path, weights_only=True) for path in sys.argv[4:]]
+stop.set(); thread.join()
+print(json.dumps((peak - before) * 1024))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_merging_holds_neither_optimiser_nor_encoder_in_memory(tmp_path: Path, suffix: str) -> None:
+    small, paths = save_training(random_member(), tmp_path / "small.pt"), []
+    for seed in range(3):
+        content = training_dict(
+            random_member(seed=seed), {"visual.weight": torch.ones(5_000_000, dtype=torch.bfloat16)}
+        )
+        content["optimizer_state_dict"]["state"][0] = {"exp_avg": torch.ones(12_500_000)}
+        torch.save(content, tmp_path / f"epoch_{seed}.pt")
+        paths.append(tmp_path / f"epoch_{seed}.pt")
+    assert min(path.stat().st_size for path in paths) > 59_000_000
+
+    def peak_bytes(how: str) -> int:
+        command = [sys.executable, "-c", _MEASURE, str(tmp_path / f"out{suffix}"), str(small), how, *map(str, paths)]
+        return int(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+    assert peak_bytes("merge") < 10_000_000
+    assert (tmp_path / f"out{suffix}").stat().st_size < 1_500_000
+    if suffix == ".pt":
+        assert peak_bytes("load") > 100_000_000, "the measurement does not see memory at all"
