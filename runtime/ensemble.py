@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from trunkline.runtime import candidates, fusion, onnx_scan
 from trunkline.runtime.backends import Backend, Session, StageFiles, choose
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BackendError, BundleError, ClosedError, InputError, InstructionError
-from trunkline.runtime.graph import CacheLimits, Source, StageCounts, StageGraph
+from trunkline.runtime.graph import CacheLimits, ContentNames, Source, StageCounts, StageGraph
 from trunkline.runtime.image import to_pixels
 from trunkline.runtime.manifest import Variant
 from trunkline.runtime.progress import Progress, silent
@@ -30,6 +29,8 @@ Camera = NDArray[np.uint8] | Image.Image
 Histories = Sequence[ArrayLike] | NDArray[np.generic]
 
 MAX_INSTRUCTIONS = 256
+#: How many different frames, and how many bytes of them, are recognised when they come again.
+FRAMES = CacheLimits(entries=8, bytes=64 << 20)
 VARIANT = "cpu"
 
 
@@ -41,15 +42,18 @@ class Decision:
         scores: (N,) float32, cosine in [-1, 1] of the fused vectors.
         best: index of the winning candidate; the first of equals.
         instruction: index of the instruction under which it won; 0 for a single one.
-        disagreement: (N,) float32, standard deviation of the members' own scores.
         member_scores: (K, N) float32, each member's own score (with I instructions (K, I, N)).
     """
 
     scores: NDArray[np.float32]
     best: int
     instruction: int
-    disagreement: NDArray[np.float32]
     member_scores: NDArray[np.float32]
+
+    @property
+    def disagreement(self) -> NDArray[np.float32]:
+        """(N,) float32, standard deviation of the members' own scores; 0 for one member."""
+        return fusion.disagreement(self.member_scores)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Ensemble:
         name = self._text.tokenizer
         self._tokenizer = Tokenizer(self._text.spec, bundle.read(name)) if name else None
         self._baked = _read_baked(bundle) if self._text.baked else {}
+        self._frames = ContentNames(FRAMES)
         self._graph = StageGraph(bundle.manifest.stages, self._open_stage, limits or CacheLimits())
 
     @property
@@ -127,13 +132,12 @@ class Ensemble:
         single = isinstance(instruction, str)
         instructions = [cast(str, instruction)] if single else _as_list(instruction)
         context, action = self.embed(image, instructions, histories, members=members)
-        scores = fusion.fused_scores(context, action)  # (I, N)
-        by_member = fusion.member_scores(context, action)  # (K, I, N)
-        winner, best = divmod(int(scores.argmax()), scores.shape[1])
-        spread = fusion.disagreement(by_member)
+        scores, by_member = fusion.fuse(context, action)  # (I, N), (K, I, N)
+        values = scores.reshape(-1).tolist()
+        winner, best = divmod(values.index(max(values)), scores.shape[1])
         if single:
-            scores, spread, by_member = scores[0], spread[0], by_member[:, 0]
-        return Decision(scores, best, winner, spread, by_member)
+            scores, by_member = scores[0], by_member[:, 0]
+        return Decision(scores, best, winner, by_member)
 
     def select(
         self, image: Camera, instructions: str | Sequence[str], histories: Histories, repeats: int = 1
@@ -159,7 +163,7 @@ class Ensemble:
         groups = count // repeats
         names = _group_instructions(instructions, groups, repeats)
         context, action = self.embed(image, names, histories)
-        fused = fusion.fused_scores(context, action)  # (1 or G, A)
+        fused, _ = fusion.fuse(context, action)  # (1 or G, A)
         by_group = fused.reshape(len(names), groups, repeats)
         scores = by_group[0] if len(names) == 1 else by_group[np.arange(groups), np.arange(groups)]
         means = scores.mean(axis=1)
@@ -186,11 +190,9 @@ class Ensemble:
         sources = self._text_source(_as_list(instructions))
         sources["pixels"] = self._image_source(image)
         windows = candidates.prepare(histories, self._actions)
-        sources["history"] = Source(tuple(row.tobytes() for row in windows), lambda wanted: windows[list(wanted)])
-        context = self._graph.evaluate("context", sources)
-        action = self._graph.evaluate("action", sources)
-        fusion.require_unit(context, "context")
-        fusion.require_unit(action, "action")
+        # The candidates of a call come and go together, so they are one part.
+        sources["history"] = Source((windows.tobytes(),), lambda wanted: windows)
+        context, action = self._graph.evaluate(("context", "action"), sources)
         return fusion.subset(context, chosen), fusion.subset(action, chosen)
 
     def pixels(self, image: Camera) -> NDArray[np.uint8]:
@@ -216,6 +218,7 @@ class Ensemble:
     def forget(self) -> None:
         """Empties all caches; the next call computes everything."""
         self._graph.clear()
+        self._frames.clear()
 
     def open_stages(self) -> None:
         """Compiles all stages now, side by side, so that no call has to wait for it."""
@@ -228,6 +231,7 @@ class Ensemble:
         closed, self._closed = self._closed, True  # first of all, so that no other thread opens a stage again
         if not closed and os.getpid() == self._process:
             self._graph.close()
+            self._frames.clear()
 
     def __enter__(self) -> Ensemble:
         return self
@@ -266,10 +270,12 @@ class Ensemble:
     def _image_source(self, image: Camera) -> Source:
         """An array is known by its raw bytes, so that a known frame is not even resized again."""
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
-            raw = image.copy(order="C")  # a camera driver may write the next frame before this one is looked at
-            return Source(((raw.shape, _digest(raw)),), lambda wanted: to_pixels(raw, self._image)[None])
+            raw = image.tobytes()  # a copy: a camera driver may write the next frame before this one is looked at
+            name = self._frames.name(raw, image.shape)
+            frame = np.frombuffer(raw, np.uint8).reshape(image.shape)
+            return Source((name,), lambda wanted: to_pixels(frame, self._image)[None])
         pixels = to_pixels(image, self._image)
-        return Source((_digest(pixels),), lambda wanted: pixels[None])
+        return Source((self._frames.name(pixels.tobytes(), "pixels"),), lambda wanted: pixels[None])
 
     def _text_source(self, instructions: Sequence[str]) -> dict[str, Source]:
         if not 0 < len(instructions) <= MAX_INSTRUCTIONS:
@@ -339,10 +345,6 @@ def _as_list(instructions: Sequence[str]) -> list[str]:
     if wrong:
         raise InstructionError("an instruction must be a string", found=wrong[:20])
     return names
-
-
-def _digest(array: NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(array.data, digest_size=32).digest()
 
 
 def _group_instructions(instructions: str | Sequence[str], groups: int, repeats: int) -> list[str]:

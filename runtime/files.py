@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import mmap
 import os
 import stat
 import tempfile
@@ -170,13 +169,6 @@ def read_bytes(descriptor: int, most: int) -> bytes:
     with os.fdopen(os.dup(descriptor), "rb") as file:
         file.seek(0)
         return file.read(most)
-
-
-def map_bytes(descriptor: int) -> memoryview:
-    """The whole file behind a descriptor, mapped read-only; stays valid after the descriptor is closed."""
-    if os.fstat(descriptor).st_size == 0:
-        return memoryview(b"")
-    return memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED))
 
 
 def sha256(descriptor: int) -> str:

@@ -1,16 +1,17 @@
 """The incremental executor: an input that did not change is not recomputed.
 
-A stage has at most one varying dimension in its output, and treats the rows along it independently: a frame, an
-instruction, a candidate. So results are kept by row. The key of a row is the key of the rows it was computed from:
-inputs that vary along the same dimension contribute their row of that index, other inputs contribute as a whole.
-Keys of sources are digests of their content, so a buffer that a camera driver overwrites in place is a new input.
+A stage's output varies along at most one dimension, and its rows along it (frames, instructions, candidates) do not
+influence each other. So results are kept in *parts*: an entry of the varying dimension, or several that always come
+together, such as the candidates of one call. The key of a part is the key of what it was computed from: inputs that
+vary along the same dimension contribute their part of that index, other inputs contribute as a whole. Keys of sources
+are content or digests of content, so a buffer that a camera driver overwrites in place is a new input.
 
-Evaluation pulls: rows that are known are taken from the cache, and only for the others the inputs are asked for.
+Evaluation pulls: parts that are known are taken from the cache, and only for the others the inputs are asked for.
 That one rule gives a text tower that runs once per instruction and a vision tower that runs once per frame, however
 many rephrasings and candidates are scored.
 
 Threads: any number may evaluate at once. One lock guards each cache for the moment of a look-up; another is held
-while a stage runs, so the same rows are never computed twice and a stage never runs twice at the same time.
+while a stage runs, so it never runs twice at the same time, and threads that want the same parts compute them once.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Keys = tuple[Hashable, ...]
 
 @dataclass(frozen=True)
 class CacheLimits:
-    """Bounds of one stage's cache; the oldest unused rows go first. A row larger than ``bytes`` is not kept."""
+    """Bounds of one stage's cache; what was not used for longest goes first. A part above ``bytes`` is not kept."""
 
     entries: int = 4096
     bytes: int = 64 << 20
@@ -43,7 +44,7 @@ class CacheLimits:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows from outside the graph: their keys, and how to get the rows of some indices when they are needed."""
+    """Parts from outside the graph: their keys, and how to get the parts of some indices when they are needed."""
 
     keys: Keys
     load: Callable[[Sequence[int]], Array]
@@ -51,7 +52,7 @@ class Source:
 
 @dataclass
 class StageCounts:
-    """What a stage has done so far: rows computed, rows taken from the cache, runs, seconds in the back end."""
+    """What a stage has done so far: parts computed, parts taken from the cache, runs, seconds in the back end."""
 
     computed: int = 0
     reused: int = 0
@@ -59,12 +60,12 @@ class StageCounts:
     seconds: float = 0.0
 
 
-class RowCache:
-    """Least-recently-used rows, bounded in entries and bytes. Every method is safe from any thread."""
+class PartCache:
+    """Least-recently-used parts, bounded in entries and bytes. Every method is safe from any thread."""
 
     def __init__(self, limits: CacheLimits) -> None:
         self._limits = limits
-        self._rows: OrderedDict[Hashable, Array] = OrderedDict()
+        self._parts: OrderedDict[Hashable, Array] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -72,30 +73,30 @@ class RowCache:
         with self._lock:
             found = []
             for key in keys:
-                row = self._rows.get(key)
-                if row is not None:
-                    self._rows.move_to_end(key)
-                found.append(row)
+                part = self._parts.get(key)
+                if part is not None:
+                    self._parts.move_to_end(key)
+                found.append(part)
             return found
 
-    def put(self, keys: Iterable[Hashable], rows: Iterable[Array]) -> None:
+    def put(self, keys: Iterable[Hashable], parts: Iterable[Array]) -> None:
         with self._lock:
-            for key, row in zip(keys, rows, strict=True):
+            for key, part in zip(keys, parts, strict=True):
                 self._drop(key)
-                if row.nbytes <= self._limits.bytes:
-                    self._rows[key] = row
-                    self._bytes += row.nbytes
-            while len(self._rows) > self._limits.entries or self._bytes > self._limits.bytes:
-                self._drop(next(iter(self._rows)))
+                if part.nbytes <= self._limits.bytes:
+                    self._parts[key] = part
+                    self._bytes += part.nbytes
+            while len(self._parts) > self._limits.entries or self._bytes > self._limits.bytes:
+                self._drop(next(iter(self._parts)))
 
     def _drop(self, key: Hashable) -> None:
-        row = self._rows.pop(key, None)
-        if row is not None:
-            self._bytes -= row.nbytes
+        part = self._parts.pop(key, None)
+        if part is not None:
+            self._bytes -= part.nbytes
 
     def clear(self) -> None:
         with self._lock:
-            self._rows.clear()
+            self._parts.clear()
             self._bytes = 0
 
     @property
@@ -103,7 +104,42 @@ class RowCache:
         return self._bytes
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._parts)
+
+
+class ContentNames:
+    """Short names for large contents: equal contents get the same name for as long as they are remembered.
+
+    Contents are compared byte by byte with the last few, newest first, which settles most differences within the first
+    bytes and costs a fraction of any digest; and no two can be confused. What was not used for longest is forgotten
+    first; seen again, it gets a new name and is computed anew. Safe from any thread.
+    """
+
+    def __init__(self, limits: CacheLimits) -> None:
+        self._limits = limits
+        self._known: list[tuple[int, bytes, Hashable]] = []
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def name(self, content: bytes, form: Hashable) -> int:
+        """The name of a content; the same bytes in another ``form``, such as another shape, are another content."""
+        with self._lock:
+            for place, (name, known, known_form) in enumerate(self._known):
+                if known == content and known_form == form:
+                    self._known.insert(0, self._known.pop(place))
+                    return name
+            self._next += 1
+            self._known.insert(0, (self._next, content, form))
+            while len(self._known) > self._limits.entries or self._held() > self._limits.bytes:
+                self._known.pop()
+            return self._next
+
+    def _held(self) -> int:
+        return sum(len(content) for _, content, _ in self._known)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._known.clear()
 
 
 @dataclass
@@ -112,27 +148,50 @@ class Node:
 
     stage: Stage
     open: Callable[[], Session]
-    cache: RowCache
+    cache: PartCache
     counts: StageCounts = field(default_factory=StageCounts)
     session: Session | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     axis: int = field(init=False)
     along: dict[str, bool] = field(init=False)
+    counted: str = field(init=False)
+    counted_axis: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Finds the output's varying dimension, and the inputs that vary along it."""
+        """Finds the output's varying dimension, the inputs that vary along it, and one to count its rows on."""
         self.axis = varying_axis(self.output)
         letter = self.output.shape[self.axis]
         self.along = {spec.name: letter in spec.shape for spec in self.stage.inputs}
+        self.counted = next(name for name, varies in self.along.items() if varies)
+        self.counted_axis = next(varying_axis(spec) for spec in self.stage.inputs if spec.name == self.counted)
 
     @property
     def output(self) -> TensorSpec:
         return self.stage.outputs[0]
 
+    def split(self, result: Array, count: int) -> list[Array]:
+        """An output cut into equal parts, each with memory of its own: a view would keep the whole output alive."""
+        if count == 1:
+            return [result]
+        before, rows = (slice(None),) * self.axis, result.shape[self.axis] // count
+        return [result[(*before, slice(part * rows, (part + 1) * rows))].copy() for part in range(count)]
+
+    def join(self, parts: list[Array]) -> Array:
+        """The output that consists of these parts."""
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
+
 
 def varying_axis(tensor: TensorSpec) -> int:
     """Position of a tensor's varying dimension; -1 if it has none."""
     return next((axis for axis, size in enumerate(tensor.shape) if isinstance(size, str)), -1)
+
+
+@dataclass(frozen=True)
+class _Pull:
+    """One evaluation: its sources, and the keys of every tensor it may touch."""
+
+    sources: Mapping[str, Source]
+    keys: Mapping[str, Keys]
 
 
 class StageGraph:
@@ -147,78 +206,77 @@ class StageGraph:
             limits: of each stage's cache.
         """
         self.nodes = {
-            name: Node(stage, (lambda name=name: open_stage(name)), RowCache(limits))  # type: ignore[misc]
+            name: Node(stage, (lambda name=name: open_stage(name)), PartCache(limits))  # type: ignore[misc]
             for name, stage in stages.items()
         }
         self._producer = {node.output.name: node for node in self.nodes.values()}
 
-    def evaluate(self, tensor: str, sources: Mapping[str, Source]) -> Array:
-        """One tensor for the given sources, with all rows that are known reused.
+    def evaluate(self, tensors: Sequence[str], sources: Mapping[str, Source]) -> list[Array]:
+        """Tensors for the given sources, with all parts that are known reused.
 
         Returns:
-            A new array, or a read-only one; rows in the order of the sources' rows.
+            Read-only arrays, in the order of the sources' parts.
 
         Raises:
-            BackendError: a stage failed, or returned a wrong shape or a value that is not finite.
+            BackendError: a stage failed, or returned a wrong shape.
         """
-        return self._rows(tensor, self._keys(tensor, sources), None, sources)
+        keys: dict[str, Keys] = {name: source.keys for name, source in sources.items()}
+        for tensor in tensors:
+            self._find_keys(tensor, keys)
+        pull = _Pull(sources, keys)
+        return [self._parts(tensor, None, pull) for tensor in tensors]
 
-    def _keys(self, tensor: str, sources: Mapping[str, Source]) -> Keys:
-        """Keys of all rows of a tensor."""
-        node = self._producer.get(tensor)
-        if tensor in sources or node is None:
-            return sources[tensor].keys
-        shared: list[Keys] = []
-        along: list[Keys] = []
-        for name, varies in node.along.items():
-            (along if varies else shared).append(self._keys(name, sources))
-        return tuple((*rows, *shared) for rows in zip(*along, strict=True))
+    def _find_keys(self, tensor: str, keys: dict[str, Keys]) -> Keys:
+        """Keys of all parts of a tensor, entered into ``keys``."""
+        if tensor not in keys:
+            shared: list[Keys] = []
+            along: list[Keys] = []
+            for name, varies in self._producer[tensor].along.items():
+                (along if varies else shared).append(self._find_keys(name, keys))
+            keys[tensor] = tuple((*parts, *shared) for parts in zip(*along, strict=True))
+        return keys[tensor]
 
-    def _rows(self, tensor: str, keys: Keys, wanted: Sequence[int] | None, sources: Mapping[str, Source]) -> Array:
-        """Rows ``wanted`` (all by default) of a tensor whose rows have ``keys``."""
+    def _parts(self, tensor: str, wanted: Sequence[int] | None, pull: _Pull) -> Array:
+        """Parts ``wanted`` (all by default) of a tensor, as one array."""
+        keys = pull.keys[tensor]
         indices = range(len(keys)) if wanted is None else wanted
-        node = self._producer.get(tensor)
-        if tensor in sources or node is None:
-            return sources[tensor].load(indices)
+        if tensor in pull.sources:
+            return pull.sources[tensor].load(indices)
+        node = self._producer[tensor]
         chosen = [keys[index] for index in indices]
-        rows = node.cache.get(chosen)
-        missing = [place for place, row in enumerate(rows) if row is None]
-        node.counts.reused += len(rows) - len(missing)
+        runs = node.counts.runs
+        parts = node.cache.get(chosen)
+        missing = [place for place, part in enumerate(parts) if part is None]
+        node.counts.reused += len(parts) - len(missing)
         if missing:
             # Inputs are fetched before the stage is locked, so a slow stage upstream blocks nobody here.
-            inputs = self._inputs(node, [indices[place] for place in missing], sources)
-            computed = self._compute(node, [chosen[place] for place in missing], inputs)
-            if len(missing) == len(rows):
+            places = [indices[place] for place in missing]
+            inputs = {name: self._parts(name, places if varies else None, pull) for name, varies in node.along.items()}
+            computed = self._compute(node, [chosen[place] for place in missing], inputs, runs)
+            if len(missing) == len(parts):
                 return computed
-            for place, row in zip(missing, np.moveaxis(computed, node.axis, 0), strict=True):
-                rows[place] = row
-        return np.stack([row for row in rows if row is not None], axis=node.axis)
+            for place, part in zip(missing, node.split(computed, len(missing)), strict=True):
+                parts[place] = part
+        return node.join([part for part in parts if part is not None])
 
-    def _inputs(self, node: Node, indices: list[int], sources: Mapping[str, Source]) -> dict[str, Array]:
-        inputs = {}
-        for name, varies in node.along.items():
-            wanted = indices if varies else None
-            inputs[name] = self._rows(name, self._keys(name, sources), wanted, sources)
-        return inputs
-
-    def _compute(self, node: Node, keys: list[Hashable], inputs: dict[str, Array]) -> Array:
+    def _compute(self, node: Node, keys: list[Hashable], inputs: dict[str, Array], runs: int) -> Array:
+        """Runs a stage for parts that were not in the cache when it had run ``runs`` times."""
         with node.lock:
-            known = node.cache.get(keys)  # another thread may have been faster
-            present = [row for row in known if row is not None]
-            if len(present) == len(keys):
-                return np.stack(present, axis=node.axis)
+            if node.counts.runs != runs:  # another thread may have been faster
+                present = [part for part in node.cache.get(keys) if part is not None]
+                if len(present) == len(keys):
+                    return node.join(present)
             session = self.open(node)
             started = time.perf_counter()
             result = session.run(inputs)[node.output.name]
             node.counts.seconds += time.perf_counter() - started
+            _check_output(node, result, inputs)
+            parts = node.split(result, len(keys))
+            for part in (result, *parts):  # whoever is given it must not write into the cache
+                part.setflags(write=False)
+            node.cache.put(keys, parts)  # before the next thread may look
             node.counts.runs += 1
             node.counts.computed += len(keys)
-            _check_output(node, result, len(keys))
-            # Rows are copied: a view would keep the whole batch alive.
-            rows = [row if len(keys) == 1 else row.copy() for row in np.moveaxis(result, node.axis, 0)]
-            for array in (result, *rows):  # a single row is kept as it is: whoever is given it must not write into it
-                array.setflags(write=False)
-            node.cache.put(keys, rows)  # before the next thread may look
             return result
 
     def open(self, node: Node) -> Session:
@@ -229,12 +287,12 @@ class StageGraph:
             return node.session
 
     def clear(self) -> None:
-        """Forgets all rows."""
+        """Forgets all parts."""
         for node in self.nodes.values():
             node.cache.clear()
 
     def close(self) -> None:
-        """Frees all sessions and rows."""
+        """Frees all sessions and parts."""
         for node in self.nodes.values():
             with node.lock:
                 if node.session is not None:
@@ -243,21 +301,14 @@ class StageGraph:
         self.clear()
 
 
-def _check_output(node: Node, result: Array, rows: int) -> None:
-    expected = tuple(rows if isinstance(size, str) else size for size in node.output.shape)
-    if result.shape != expected:
+def _check_output(node: Node, result: Array, inputs: Mapping[str, Array]) -> None:
+    expected = list(node.output.shape)
+    expected[node.axis] = inputs[node.counted].shape[node.counted_axis]
+    if list(result.shape) != expected:
         raise BackendError(
             "a stage returned another shape than it promises",
             where=node.output.name,
-            expected=str(expected),
+            expected=str(tuple(expected)),
             found=str(result.shape),
             fix="export the bundle again",
-        )
-    if not np.isfinite(result).all():
-        raise BackendError(
-            "a stage returned values that are not finite",
-            where=node.output.name,
-            expected="finite numbers",
-            found=f"{np.count_nonzero(~np.isfinite(result))} NaN or infinite values",
-            fix="run `trunkline doctor` on the checkpoint and `trunkline verify` on the bundle",
         )

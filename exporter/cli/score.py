@@ -40,7 +40,14 @@ def command(
         decision = ensemble.score(picture, list(instruction), histories)
         members = ensemble.members
     if json:
-        print_json({"instructions": instruction, "members": members, **vars(decision)})
+        print_json(
+            {
+                "instructions": instruction,
+                "members": members,
+                **vars(decision),
+                "disagreement": decision.disagreement,
+            }
+        )
         return
     scores, spread = decision.scores.max(axis=0), decision.disagreement
     chosen = decision.scores.argmax(axis=0)

@@ -530,9 +530,9 @@ def weights_set(folder: Path, value: float) -> None:
 def test_39_weights_that_are_not_finite_give_no_score(folder: Path, value: float) -> None:
     weights_set(folder, value)
     with load(folder) as ensemble:
-        with pytest.raises(BackendError, match=r"values that are not finite\n.*action"):
+        with pytest.raises(BackendError, match=r"not of length 1\n.*action\n(.|\n)*nan"):
             ensemble.score(frame(), "go", windows(2))
-        with pytest.raises(BackendError, match="values that are not finite"):  # nothing bad was remembered
+        with pytest.raises(BackendError, match="not of length 1"):  # nor when it is asked again
             ensemble.score(frame(), "go", windows(2))
 
 

@@ -139,7 +139,7 @@ def test_stages_leave_the_members_as_they_were() -> None:
 
 def scores(members: Sequence[ReferenceMember], histories: torch.Tensor) -> np.ndarray:
     context = ContextStage(members)(*features(members[0].shape)).numpy()
-    return fusion.fused_scores(context, ActionStage(members)(histories).numpy())
+    return fusion.fuse(context, ActionStage(members)(histories).numpy())[0]
 
 
 def test_the_transformer_cannot_see_the_order_of_steps() -> None:
@@ -154,9 +154,9 @@ def test_the_transformer_cannot_see_the_order_of_steps() -> None:
 def test_fused_scores_are_not_the_mean_of_the_members_cosines() -> None:
     members, histories = members_of(SMALL), windows(SMALL)
     context, action = ContextStage(members)(*features(SMALL)), ActionStage(members)(histories)
-    fused = fusion.fused_scores(context.numpy(), action.numpy())
+    fused, by_member = fusion.fuse(context.numpy(), action.numpy())
     np.testing.assert_allclose(fused, (fuse(list(context)) @ fuse(list(action)).T).numpy(), atol=1e-6)
-    mean = fusion.member_scores(context.numpy(), action.numpy()).mean(axis=0)
+    mean = by_member.mean(axis=0)
     assert np.abs(fused - mean).max() > 1e-3
 
 

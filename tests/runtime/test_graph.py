@@ -12,40 +12,40 @@ from PIL import Image
 
 from tests.bundles import frame, windows
 from trunkline.runtime import CacheLimits, Ensemble, load
-from trunkline.runtime.graph import RowCache
+from trunkline.runtime.graph import ContentNames, PartCache
 
 ROW = np.zeros(25, np.float32)  # 100 bytes
 
 
-class TestRowCache:
+class TestPartCache:
     def test_entries_are_bounded(self) -> None:
-        cache = RowCache(CacheLimits(entries=3, bytes=1 << 20))
+        cache = PartCache(CacheLimits(entries=3, bytes=1 << 20))
         for key in range(10):
             cache.put([key], [ROW])
             assert len(cache) <= 3
         assert [row is not None for row in cache.get(range(10))] == [False] * 7 + [True] * 3
 
     def test_bytes_are_bounded(self) -> None:
-        cache = RowCache(CacheLimits(entries=100, bytes=350))
+        cache = PartCache(CacheLimits(entries=100, bytes=350))
         cache.put(range(10), [ROW] * 10)
         assert (len(cache), cache.bytes) == (3, 300)
 
     def test_a_row_that_is_too_large_is_not_kept_and_evicts_nothing(self) -> None:
-        cache = RowCache(CacheLimits(entries=100, bytes=350))
+        cache = PartCache(CacheLimits(entries=100, bytes=350))
         cache.put(["small"], [ROW])
         cache.put(["large"], [np.zeros(1000, np.float32)])
         assert cache.get(["small", "large"])[1] is None
         assert (len(cache), cache.bytes) == (1, 100)
 
     def test_the_oldest_unused_row_goes_first(self) -> None:
-        cache = RowCache(CacheLimits(entries=2))
+        cache = PartCache(CacheLimits(entries=2))
         cache.put(["a", "b"], [ROW, ROW])
         cache.get(["a"])
         cache.put(["c"], [ROW])
         assert [row is not None for row in cache.get(["a", "b", "c"])] == [True, False, True]
 
     def test_replacing_a_row_counts_it_once(self) -> None:
-        cache = RowCache(CacheLimits())
+        cache = PartCache(CacheLimits())
         cache.put(["a", "a"], [ROW, ROW])
         cache.put(["a"], [np.zeros(50, np.float32)])
         assert (len(cache), cache.bytes) == (1, 200)
@@ -54,7 +54,7 @@ class TestRowCache:
 
     @pytest.mark.parametrize("limits", [CacheLimits(entries=0), CacheLimits(bytes=0)])
     def test_no_cache_at_all(self, limits: CacheLimits) -> None:
-        cache = RowCache(limits)
+        cache = PartCache(limits)
         cache.put(["a"], [ROW])
         assert cache.get(["a"]) == [None]
 
@@ -91,7 +91,7 @@ def small(bundle: Path) -> Iterator[Ensemble]:
 
 def test_first_call_computes_each_stage_once(ensemble: Ensemble, counted: Counted) -> None:
     ensemble.score(frame(), "go", windows(5))
-    assert counted() == {"vision": 1, "text": 1, "context": 1, "action": 5}
+    assert counted() == {"vision": 1, "text": 1, "context": 1, "action": 1}
 
 
 def test_same_call_computes_nothing(ensemble: Ensemble, counted: Counted) -> None:
@@ -113,24 +113,23 @@ def test_new_candidates_on_the_same_frame(ensemble: Ensemble, counted: Counted) 
     ensemble.score(frame(), "go", windows(5))
     counted()
     ensemble.score(frame(), "go", windows(5, seed=1))
-    assert counted() == {"action": 5}
+    assert counted() == {"action": 1}
 
 
-def test_only_new_candidates_are_computed(ensemble: Ensemble, counted: Counted) -> None:
-    old, new = windows(4), windows(2, seed=1)
+def test_candidates_are_known_as_a_set(ensemble: Ensemble, counted: Counted) -> None:
+    old = windows(4)
     ensemble.score(frame(), "go", old)
     counted()
-    mixed = np.stack([new[0], old[3], old[1], new[1], old[0]])
-    scores = ensemble.score(frame(), "go", mixed).scores
-    assert counted() == {"action": 2}
-    ensemble.forget()
-    np.testing.assert_allclose(ensemble.score(frame(), "go", mixed).scores, scores, atol=1e-6)
+    scores = ensemble.score(frame(), "go", old[::-1]).scores
+    assert counted() == {"action": 1}
+    np.testing.assert_allclose(ensemble.score(frame(), "go", old).scores, scores[::-1], atol=1e-6)
+    assert counted() == {}
 
 
 def test_rephrasings(ensemble: Ensemble, counted: Counted) -> None:
     rephrasings = [f"put the block {index}" for index in range(8)]
     together = ensemble.score(frame(), rephrasings, windows(3)).scores
-    assert counted() == {"vision": 1, "text": 8, "context": 8, "action": 3}
+    assert counted() == {"vision": 1, "text": 8, "context": 8, "action": 1}
     one_by_one = [ensemble.score(frame(), each, windows(3)).scores for each in rephrasings]
     assert counted() == {}
     np.testing.assert_allclose(together, np.stack(one_by_one), atol=1e-6)
@@ -241,7 +240,7 @@ def test_forget(ensemble: Ensemble, counted: Counted) -> None:
     ensemble.forget()
     counted()
     ensemble.score(frame(), "go", windows(2))
-    assert counted() == {"vision": 1, "text": 1, "context": 1, "action": 2}
+    assert counted() == {"vision": 1, "text": 1, "context": 1, "action": 1}
 
 
 def test_counts_of_reuse_and_runs(bundle: Path) -> None:
@@ -250,6 +249,35 @@ def test_counts_of_reuse_and_runs(bundle: Path) -> None:
         ensemble.score(frame(), ["a", "b"], windows(4))
         counts = ensemble.counts()
     assert (counts["context"].computed, counts["context"].reused, counts["context"].runs) == (2, 2, 1)
-    assert (counts["action"].computed, counts["action"].reused) == (3 + 4 - 3, 3)
+    assert (counts["action"].computed, counts["action"].reused) == (2, 0)
     assert (counts["vision"].runs, counts["text"].runs) == (1, 1)
     assert counts["vision"].seconds > 0
+
+
+class TestContentNames:
+    def test_equal_contents_have_one_name(self) -> None:
+        names = ContentNames(CacheLimits(entries=3))
+        first = names.name(b"abc", (3,))
+        assert names.name(b"abd", (3,)) != first
+        assert names.name(bytes(bytearray(b"abc")), (3,)) == first
+
+    def test_the_form_is_part_of_the_content(self) -> None:
+        names = ContentNames(CacheLimits())
+        assert names.name(b"abcdef", (2, 3)) != names.name(b"abcdef", (3, 2))
+
+    def test_the_oldest_unused_is_forgotten_and_named_anew(self) -> None:
+        names = ContentNames(CacheLimits(entries=2))
+        first = names.name(b"a", None)
+        names.name(b"b", None)
+        assert names.name(b"a", None) == first
+        second = names.name(b"c", None)  # forgets b
+        assert names.name(b"a", None) == first
+        assert names.name(b"b", None) > second
+
+    def test_bytes_are_bounded(self) -> None:
+        names = ContentNames(CacheLimits(entries=100, bytes=10))
+        large = names.name(b"x" * 11, None)
+        assert names.name(b"x" * 11, None) != large
+        small = names.name(b"x" * 6, None)
+        names.name(b"y" * 6, None)
+        assert names.name(b"x" * 6, None) != small

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from tests.kit import random_checkpoint, random_member, save_training
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.cli import app
+from trunkline.runtime import fusion
 
 COMMANDS = ("merge", "doctor", "export", "info", "verify", "score", "eval", "bench")
 
@@ -123,7 +124,8 @@ def test_verify_passes_and_fails(bundle: Path, tmp_path: Path, monkeypatch: pyte
     report = json.loads(run("verify", bundle, "--json").stdout)
     assert report["golden"]["passed"] is True
     assert report["golden"]["fused"]["max_score_change"] <= 1e-4
-    monkeypatch.setattr("trunkline.runtime.fusion.fused_scores", lambda context, action: -(context[0] @ action[0].T))
+    right = fusion.fuse
+    monkeypatch.setattr(fusion, "fuse", lambda context, action: tuple(-scores for scores in right(context, action)))
     result = run("verify", bundle, code=3)
     assert "does not decide as the PyTorch ensemble did" in result.stderr
     assert "FAILED" in result.stdout
