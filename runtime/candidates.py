@@ -167,10 +167,10 @@ def _padded(windows: list[NDArray[np.float32]], actions: ActionsEntry) -> NDArra
 
 
 def _surely_fine(batch: NDArray[np.float32], actions: ActionsEntry) -> bool:
-    """A quick test for the usual case, full windows of ordinary numbers: finite, nothing near the padding value."""
-    flat, first = batch.reshape(-1), batch[:, :, 0].reshape(-1)
-    distance = np.abs(first - np.float32(actions.padding_value))
-    return math.isfinite(flat @ flat) and bool(np.minimum.reduce(distance, initial=np.inf) >= NEAR_PADDING)
+    """A quick test for the usual case: finite numbers, and first components well above the padding value."""
+    flat = batch.reshape(-1)
+    lowest = float(np.minimum.reduce(batch[:, :, 0], axis=None, initial=np.inf))
+    return lowest > actions.padding_value + NEAR_PADDING and math.isfinite(flat @ flat)
 
 
 def _content_problems(batch: NDArray[np.float32], indices: list[int], actions: ActionsEntry) -> Iterator[str]:

@@ -161,7 +161,9 @@ class Node:
         """Finds the output's varying dimension, the inputs that vary along it, and one to count its rows on."""
         self.axis = varying_axis(self.output)
         letter = self.output.shape[self.axis]
-        self.along = {spec.name: letter in spec.shape for spec in self.stage.inputs}
+        along = {spec.name: letter in spec.shape for spec in self.stage.inputs}
+        # Inputs that vary along come first: they are usually known, and looked up before a slow stage runs.
+        self.along = dict(sorted(along.items(), key=lambda item: not item[1]))
         self.counted = next(name for name, varies in self.along.items() if varies)
         self.counted_axis = next(varying_axis(spec) for spec in self.stage.inputs if spec.name == self.counted)
 
