@@ -192,7 +192,7 @@ MEMORY = """
 import json
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 memory = {name: int(status[key].split()[0]) / 1e6 for name, key in
-          (("peak_gb", "VmHWM"), ("resident_gb", "VmRSS"), ("private_gb", "RssAnon"))}
+          (("peak_gb", "VmHWM"), ("resident_gb", "VmRSS"))}
 print(json.dumps(memory | globals().get("facts", {})))
 """
 
@@ -252,12 +252,11 @@ def markdown(results: dict[str, Any]) -> str:
         f"| load and first decision | {start['pytorch']['start_s']:.1f} s | {start['bundle']['start_s']:.1f} s | "
         f"{ratio:.2f} | {PROMISES['load and first decision']:g} | |"
     )
-    lines += ["", "| fresh process | load | load and first decision | peak memory | of it private at the end |"]
-    lines += ["|---|---|---|---|---|"]
+    lines += ["", "| fresh process | load | load and first decision | peak memory |"]
+    lines += ["|---|---|---|---|"]
     for name, facts in start.items():
         loaded = f"{facts['load_s']:.1f} s" if "load_s" in facts else ""
-        memory = f"{facts['peak_gb']:.2f} GB | {facts['private_gb']:.2f} GB"
-        lines.append(f"| {name} | {loaded} | {facts['start_s']:.1f} s | {memory} |")
+        lines.append(f"| {name} | {loaded} | {facts['start_s']:.1f} s | {facts['peak_gb']:.2f} GB |")
     stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in results["cases"]["stages"].items())
     lines += ["", f"Mean time of a stage's run over all cases (context and text mix 1 and 8 rows): {stages}."]
     if results.get("export"):

@@ -30,7 +30,7 @@ from trunkline.exporter.reference import build_member
 from trunkline.exporter.stages.action import ActionStage
 from trunkline.exporter.stages.context import ContextStage
 from trunkline.exporter.stages.trace import CPU_OPSET
-from trunkline.runtime.backends.onnxruntime import physical_cores
+from trunkline.runtime.backends.onnxruntime import SETTINGS, physical_cores
 
 TURNS = 15
 
@@ -60,6 +60,8 @@ def session(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> onnxru
     program.save(path, external_data=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = physical_cores()
+    for key, value in SETTINGS.items():  # as the runtime sets them; spinning threads would disturb the other session
+        options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -82,7 +82,8 @@ class PartCache:
     def put(self, keys: Iterable[Hashable], parts: Iterable[Array]) -> None:
         with self._lock:
             for key, part in zip(keys, parts, strict=True):
-                self._drop(key)
+                if key in self._parts:
+                    self._drop(key)
                 if part.nbytes <= self._limits.bytes:
                     self._parts[key] = part
                     self._bytes += part.nbytes
@@ -90,9 +91,7 @@ class PartCache:
                 self._drop(next(iter(self._parts)))
 
     def _drop(self, key: Hashable) -> None:
-        part = self._parts.pop(key, None)
-        if part is not None:
-            self._bytes -= part.nbytes
+        self._bytes -= self._parts.pop(key).nbytes
 
     def clear(self) -> None:
         with self._lock:
@@ -268,7 +267,7 @@ class StageGraph:
                 present = [part for part in node.cache.get(keys) if part is not None]
                 if len(present) == len(keys):
                     return node.join(present)
-            session = self.open(node)
+            session = node.session or self.open(node)
             started = time.perf_counter()
             result = session.run(inputs)[node.output.name]
             node.counts.seconds += time.perf_counter() - started

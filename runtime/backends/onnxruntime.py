@@ -18,6 +18,17 @@ NAME = "onnxruntime"
 VARIANT = "cpu"
 PROVIDERS = ["CPUExecutionProvider"]
 
+#: Options of every session; docs/benchmarks.md has the measurements.
+SETTINGS = {
+    # Idle worker threads sleep instead of spinning: stages run one after another, and a spinning pool of the stage
+    # before would take the cores of the next.
+    "session.intra_op.allow_spinning": "0",
+    # Its kernel for a sum with a normalisation is slower than the two kernels it replaces.
+    "optimization.disable_specified_optimizers": "SkipLayerNormFusion",
+    # What was scanned is what is read: a file may carry the mark of another format.
+    "session.load_model_format": "ONNX",
+}
+
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
 
 
@@ -75,12 +86,8 @@ class OnnxSession:
         options.intra_op_num_threads = files.threads or physical_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors come as exceptions
-        # Idle worker threads sleep instead of spinning: stages run one after another, and a spinning pool of the
-        # stage before would take its cores. See docs/benchmarks.md for what it costs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Its kernel for a sum with a normalisation is slower than the two kernels it replaces.
-        options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # what was scanned is what is read
+        for key, value in SETTINGS.items():
+            options.add_session_config_entry(key, value)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.folder))
         self._name = files.name
         try:
