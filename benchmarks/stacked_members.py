@@ -1,4 +1,4 @@
-"""Members stacked in one batched product against members unrolled, as ONNX on this machine.
+"""Members stacked in one batched product against members unrolled, as ONNX, and the same in PyTorch as published.
 
 The stacked form is the unrolled module under ``torch.vmap``; it is traced with fixed sizes, since vmap specialises.
 Both take turns; medians of milliseconds.
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.full_scale import CANDIDATES, MEMBERS, PUBLISHED, machine, write_into
 from tests.kit import random_member
-from trunkline.exporter.reference import build_member
+from trunkline.exporter.reference import ReferenceMember, build_member
 from trunkline.exporter.stages.action import ActionStage
 from trunkline.exporter.stages.context import ContextStage
 from trunkline.exporter.stages.trace import CPU_OPSET
@@ -81,13 +81,34 @@ def measure(unrolled: nn.Module, stacked: nn.Module, inputs: tuple[Tensor, ...],
     return statistics.median(times[0]), statistics.median(times[1])
 
 
+@torch.inference_mode()
+def in_pytorch(members: Sequence[ReferenceMember], inputs: tuple[Tensor, ...]) -> float:
+    """Median milliseconds of the published modules on the same inputs, each row computed once."""
+    times = []
+    for _ in range(TURNS):
+        started = time.perf_counter()
+        for member in members:
+            if len(inputs) == 1:
+                member.action(inputs[0])
+            else:
+                member.context(inputs[0].expand(len(inputs[1]), -1, -1), inputs[1])
+        times.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="page whose table is replaced")
     arguments = parser.parse_args()
     members = [build_member(random_member(PUBLISHED, seed)) for seed in range(MEMBERS)]
     patches = functional.normalize(torch.randn(1, PUBLISHED.patches, PUBLISHED.trunk_width), dim=-1)
-    lines = [f"Machine: {machine()}.", "", "| stage, 3 members | unrolled | stacked |", "|---|---|---|"]
+    torch.set_num_threads(physical_cores())
+    lines = [
+        f"Machine: {machine()}.",
+        "",
+        "| stage, 3 members | unrolled | stacked | PyTorch, once |",
+        "|---|---|---|---|",
+    ]
     context, action = ContextStage(members), ActionStage(members)
     cases: list[tuple[str, nn.Module, bool, tuple[Tensor, ...]]] = [
         (
@@ -96,13 +117,13 @@ def main() -> None:
             True,
             (patches, functional.normalize(torch.randn(rows, 64, PUBLISHED.trunk_width), dim=-1)),
         )
-        for rows in (2, 8)
+        for rows in (1, 2, 8)
     ]
     cases.append((f"action, {CANDIDATES} candidates", action, False, (torch.randn(CANDIDATES, 10, 7),)))
     for name, stage, shares, inputs in cases:
         with tempfile.TemporaryDirectory() as folder:
             one, other = measure(stage, Stacked(list(stage.member), shares), inputs, Path(folder))
-        lines.append(f"| {name} | {one:.1f} ms | {other:.1f} ms |")
+        lines.append(f"| {name} | {one:.1f} ms | {other:.1f} ms | {in_pytorch(members, inputs):.1f} ms |")
     print("\n".join(lines))
     if arguments.write:
         write_into(arguments.write, "\n".join(lines), "stacked_members")
