@@ -31,7 +31,6 @@ Histories = Sequence[ArrayLike] | NDArray[np.generic]
 MAX_INSTRUCTIONS = 256
 #: How many different frames, and how many bytes of them, are recognised when they come again.
 FRAMES = CacheLimits(entries=8, bytes=64 << 20)
-VARIANT = "cpu"
 
 
 @dataclass(frozen=True)
@@ -306,12 +305,12 @@ class Ensemble:
     def _open_stage(self, name: str) -> Session:
         self._require_open()
         stage, root = self.bundle.manifest.stages[name], self.bundle.root
-        variant = stage.variants.get(VARIANT)
+        variant = stage.variants.get(self.backend.VARIANT)
         if variant is None:
             raise BackendError(
                 "the bundle holds no variant that this back end runs",
                 where=f"{root}, stage {name}",
-                expected=VARIANT,
+                expected=self.backend.VARIANT,
                 found=", ".join(stage.variants),
                 fix="export the bundle for this target",
             )

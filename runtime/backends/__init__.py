@@ -1,7 +1,8 @@
 """Back ends: what turns a stage of a bundle into a callable.
 
-A back end is a module with three names: ``NAME``, ``available() -> str | None`` (why not, or None) and
-``open_stage(files) -> Session``. To add one, write the module and list it in ``_MODULES``, fastest first.
+A back end is a module with ``NAME``, ``VARIANT`` (the stage variant it runs), ``version()``,
+``available() -> str | None`` (why not, or None) and ``open_stage(files) -> Session``. To add one, write the module and
+list it in ``_MODULES``, fastest first.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Backend(Protocol):
     """What a back end's module offers."""
 
     NAME: str
+    VARIANT: str
 
     def available(self) -> str | None:
         """None if this back end can run here, otherwise what is missing and how to install it."""
