@@ -2,46 +2,86 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.numpy import save_file
 
-from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS, frame, windows
+from trunkline.calibration.samples import CalibrationSample, Camera
+from trunkline.calibration.synthetic import candidates_for, frame, windows
+from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.runtime.image import to_pixels
-from trunkline.runtime.parity import golden_name
+from trunkline.runtime.manifest import ActionsEntry
+from trunkline.runtime.parity import golden_name, pixels_digest
 from trunkline.runtime.progress import Progress, silent
 
 SEED = 20260
 CANDIDATES = 16
 MAX_INSTRUCTIONS = 4
+SAMPLE_FRAMES = 3
 
 
-def write_golden(
-    reference: PyTorchEnsemble, path: Path, baked: Sequence[str] | None, progress: Progress = silent
-) -> tuple[str, ...]:
-    """Writes golden vectors and returns the instructions they use."""
+@dataclass(frozen=True, eq=False)
+class GoldenInputs:
+    """Frames (height, width, 3) uint8, each with its candidates (N, H, A); all are scored under all instructions."""
+
+    frames: tuple[NDArray[np.uint8], ...]
+    histories: tuple[NDArray[np.float32], ...]
+    instructions: tuple[str, ...]
+
+
+def probe_inputs(reference: PyTorchEnsemble, baked: Sequence[str] | None) -> GoldenInputs:
+    """Made-up frames and candidates, for a bundle that is exported without data."""
     random = np.random.default_rng(SEED)
-    instructions = tuple((baked or PROBE_INSTRUCTIONS)[:MAX_INSTRUCTIONS])
-    ids = reference.trunk.tokenizer(list(instructions), context_length=reference.trunk.context_length).numpy()
+    frames, histories = [], []
+    for height, width in FRAME_SIZES:
+        frames.append(frame(random, height, width))
+        histories.append(windows(random, CANDIDATES, reference.settings))
+    return GoldenInputs(tuple(frames), tuple(histories), tuple((baked or PROBE_INSTRUCTIONS)[:MAX_INSTRUCTIONS]))
+
+
+def sample_inputs(samples: Sequence[CalibrationSample], actions: ActionsEntry) -> GoldenInputs:
+    """Real frames, candidates and instructions, evenly spread over the samples."""
+    chosen = samples[:: max(1, len(samples) // SAMPLE_FRAMES)][:SAMPLE_FRAMES]
+    return GoldenInputs(
+        frames=tuple(_rgb(sample.open()) for sample in chosen),
+        histories=tuple(candidates_for(sample, actions)[:CANDIDATES] for sample in chosen),
+        instructions=tuple(dict.fromkeys(sample.instruction for sample in chosen))[:MAX_INSTRUCTIONS],
+    )
+
+
+def write_golden(reference: PyTorchEnsemble, inputs: GoldenInputs, path: Path, progress: Progress = silent) -> None:
+    """Writes golden vectors."""
+    trunk = reference.trunk
+    ids = trunk.tokenizer(list(inputs.instructions), context_length=trunk.context_length).numpy()
     tensors: dict[str, NDArray[np.generic]] = {}
-    for index, (height, width) in enumerate(FRAME_SIZES):
-        progress("PyTorch reference", index, len(FRAME_SIZES))
-        image = frame(random, height, width)
-        histories = windows(random, CANDIDATES, reference.settings)
-        scores, member_scores = reference.score(image, instructions, histories)
+    for index, (image, histories) in enumerate(zip(inputs.frames, inputs.histories, strict=True)):
+        progress("PyTorch reference", index, len(inputs.frames))
+        scores, member_scores = reference.score(image, inputs.instructions, histories)
         parts = {
-            "frame": image,
-            "pixels": to_pixels(image, reference.trunk.image),
+            "frame": _png(image),
+            "pixels": pixels_digest(to_pixels(image, trunk.image)),
             "ids": ids,
             "histories": histories,
             "scores": scores,
             "member_scores": member_scores,
         }
         tensors |= {golden_name(kind, index): np.ascontiguousarray(value) for kind, value in parts.items()}
-    progress("PyTorch reference", len(FRAME_SIZES), len(FRAME_SIZES))
+    progress("PyTorch reference", len(inputs.frames), len(inputs.frames))
     save_file(tensors, path)
-    return instructions
+
+
+def _rgb(image: Camera) -> NDArray[np.uint8]:
+    return image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
+
+
+def _png(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG", optimize=True)
+    return np.frombuffer(content.getvalue(), np.uint8)

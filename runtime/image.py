@@ -15,6 +15,7 @@ Pure functions: any thread may call them, as long as no two threads share one PI
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from dataclasses import dataclass
@@ -120,15 +121,28 @@ def open_image(path: str | Path) -> Image.Image:
     if not path.is_file():
         found = "something that is not a file" if path.exists() else "nothing"
         raise ImageError("no image file at this path", where=path, found=found, fix="check the path")
+    return _decoded(path, path, FILE_FORMATS)
+
+
+def decode_png(content: bytes, where: object) -> Image.Image:
+    """The image in a PNG file's content, checked as :func:`open_image` does.
+
+    Raises:
+        ImageError: it is no PNG, or ``to_pixels`` would refuse it.
+    """
+    return _decoded(io.BytesIO(content), where, ("PNG",))
+
+
+def _decoded(source: Path | io.BytesIO, where: object, formats: tuple[str, ...]) -> Image.Image:
     try:
-        with Image.open(path, formats=FILE_FORMATS) as image:
+        with Image.open(source, formats=formats) as image:
             _check_image(image)
             return image.copy()  # a plain image, independent of the file that is closed here
     except _DECODING_ERRORS as error:
         raise ImageError(
             "the image file cannot be read",
-            where=path,
-            expected=f"a complete file of one of the formats {', '.join(FILE_FORMATS)}",
+            where=where,
+            expected=f"a complete file of one of the formats {', '.join(formats)}",
             found=_first_line(error),
             fix="open it in a viewer to see whether it is damaged, and convert it to PNG",
         ) from error

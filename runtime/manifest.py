@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from trunkline.runtime import record
 from trunkline.runtime.errors import BundleError
-from trunkline.runtime.files import ambiguous, name_problem
+from trunkline.runtime.files import ambiguous, name_problem, sha256_of
 from trunkline.runtime.image import MAX_PIXELS, ImageSpec
 from trunkline.runtime.record import shown
 from trunkline.runtime.text import TextSpec
@@ -128,6 +129,7 @@ class ParityEntry:
         measured_score_change: largest difference found at export.
         decisions: how many were compared at export.
         winners_changed: how many changed their winner although their margin was larger.
+        calibration: JSON file that says how int8 layers were chosen, None where all stages are float32.
     """
 
     golden: str
@@ -137,6 +139,7 @@ class ParityEntry:
     measured_score_change: float
     decisions: int
     winners_changed: int
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,11 +162,26 @@ class Manifest:
 
     def referenced(self) -> list[str]:
         """Every file the manifest uses, in a stable order."""
-        names = [self.parity.golden, self.text.tokenizer, self.text.baked]
+        names = [self.parity.golden, self.parity.calibration, self.text.tokenizer, self.text.baked]
         for stage in self.stages.values():
             for variant in stage.variants.values():
                 names += [variant.graph, variant.weights]
         return [name for name in names if name is not None]
+
+
+def list_files(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest with size and digest of every file it uses, read from a bundle that is being written."""
+    entries = {}
+    for name in manifest.referenced():
+        path = folder / name
+        path.chmod(0o644)
+        entries[name] = FileEntry(path.stat().st_size, sha256_of(path))
+    return replace(manifest, files=entries)
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes ``manifest.json`` into a bundle that is being written."""
+    (folder / MANIFEST_NAME).write_bytes(record.encode(manifest))
 
 
 def read_manifest(text: bytes, where: object) -> Manifest:

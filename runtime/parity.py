@@ -6,15 +6,18 @@ token ids must be identical; scores are judged by the largest change and by who 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from trunkline.runtime.ensemble import Ensemble
-from trunkline.runtime.errors import BundleError, ParityError
+from trunkline.runtime.errors import BundleError, ImageError, ParityError
+from trunkline.runtime.image import decode_png
 from trunkline.runtime.progress import Progress, silent
 
 Scores = NDArray[np.float32]
@@ -59,7 +62,7 @@ def compare(expected: Scores, found: Scores, margin: float) -> Comparison:
     other = expected.argmax(1) != found.argmax(1)
     best_two = np.sort(expected, axis=1)[:, -2:]
     clear = best_two[:, -1] - best_two[:, 0] > margin if expected.shape[1] > 1 else np.zeros(len(expected), bool)
-    correlations = [_spearman(one, two) for one, two in zip(expected, found, strict=True)]
+    correlations = [spearman(one, two) for one, two in zip(expected, found, strict=True)]
     return Comparison(
         decisions=len(expected),
         max_score_change=float(np.abs(expected - found).max()),
@@ -69,7 +72,8 @@ def compare(expected: Scores, found: Scores, margin: float) -> Comparison:
     )
 
 
-def _spearman(one: Scores, two: Scores) -> float:
+def spearman(one: Scores, two: Scores) -> float:
+    """Rank correlation of two decisions' scores (N,); 1 is the same ranking, also for a single candidate."""
     ranks = [np.argsort(np.argsort(scores, kind="stable"), kind="stable").astype(float) for scores in (one, two)]
     if len(one) < 2:
         return 1.0
@@ -79,6 +83,21 @@ def _spearman(one: Scores, two: Scores) -> float:
 def golden_name(kind: str, index: int) -> str:
     """Name of a golden tensor of one frame, such as ``frame_0``."""
     return f"{kind}_{index}"
+
+
+def pixels_digest(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(32,) uint8, SHA-256 of what the vision stage is given: equality is all that is asked of it."""
+    return np.frombuffer(hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest(), np.uint8)
+
+
+def golden_calls(ensemble: Ensemble) -> list[tuple[Image.Image, Scores]]:
+    """Golden frames, each with its candidates (N, H, A); all are scored under the manifest's instructions.
+
+    Raises:
+        BundleError: the golden vectors are malformed.
+    """
+    golden = _Golden(ensemble)
+    return [(golden.frame(index), golden.histories(index)) for index in range(golden.frames)]
 
 
 def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityReport:
@@ -93,9 +112,9 @@ def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityRe
     found, found_members, pixels_changed = [], [], 0
     for index in range(golden.frames):
         progress("golden vectors", index, golden.frames)
-        image = cast(NDArray[np.uint8], golden.get("frame", index))
-        pixels_changed += not np.array_equal(ensemble.pixels(image), golden.get("pixels", index))
-        decision = ensemble.score(image, entry.instructions, golden.get("histories", index))
+        image = golden.frame(index)
+        pixels_changed += not np.array_equal(pixels_digest(ensemble.pixels(image)), golden.get("pixels", index))
+        decision = ensemble.score(image, entry.instructions, golden.histories(index))
         found.append(decision.scores)
         found_members.append(decision.member_scores)
     progress("golden vectors", golden.frames, golden.frames)
@@ -155,6 +174,20 @@ class _Golden:
         if not isinstance(tensor, np.ndarray):
             raise self._malformed("all tensors of every frame", f"no {kind} of frame {index}")
         return tensor
+
+    def frame(self, index: int) -> Image.Image:
+        """A golden frame; it is kept as PNG, which loses nothing."""
+        content = self.get("frame", index)
+        if content.dtype != np.uint8 or content.ndim != 1:
+            raise self._malformed("frames as PNG files", f"frame {index}: {content.dtype} {content.shape}")
+        try:
+            return decode_png(content.tobytes(), f"{self._where}, frame {index}")
+        except ImageError as error:
+            raise self._malformed("frames as PNG files", f"frame {index}: {error.problem}") from error
+
+    def histories(self, index: int) -> Scores:
+        """Candidates of a frame; what cannot be scored is refused when it is."""
+        return cast(Scores, self.get("histories", index))
 
     def agreeing(self, scores: list[Scores]) -> Scores:
         """Scores of all frames as one array."""

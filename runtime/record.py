@@ -53,9 +53,10 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
 
 
-def encode(record: Any) -> bytes:
-    """The record as indented UTF-8 JSON with a final newline."""
-    return (json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def encode(record: Any, *, compact: bool = False) -> bytes:
+    """The record as UTF-8 JSON with a final newline, indented unless it is to be ``compact``."""
+    layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
+    return (json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False, **layout) + "\n").encode()
 
 
 def decode(text: bytes, kind: type[Record]) -> Record:

@@ -174,6 +174,10 @@ BAD_GOLDEN = {
     "39 NaN scores": (setting("scores_0", lambda it: it * np.float32("nan")), "scores of frame 0"),
     "39 infinite scores": (setting("member_scores_0", lambda it: it + np.float32("inf")), "member_scores of frame 0"),
     "38 scores of fewer members": (setting("member_scores_0", lambda it: it[:2]), "member_scores of frame 0"),
+    "38 a frame of another type": (setting("frame_0", lambda it: it.astype(np.float32)), "frame 0: float32"),
+    "38 a frame of another rank": (setting("frame_0", lambda it: it[None]), r"frame 0: uint8 \(1, "),
+    "41 a frame that is cut short": (setting("frame_0", lambda it: it[: it.size // 2]), "frame 0: the image file"),
+    "41 a frame that is no PNG": (setting("frame_0", lambda it: it[::-1]), "frame 0: the image file"),
     "no scores": (lambda tensors: tensors.pop("scores_1"), "no scores of frame 1"),
     "no candidates": (lambda tensors: tensors.pop("histories_0"), "no histories of frame 0"),
     "no ids": (lambda tensors: tensors.pop("ids_0"), "no ids of frame 0"),
@@ -196,8 +200,6 @@ def test_no_golden_vectors(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("frame_0", lambda it: it.astype(np.float32)),
-        ("frame_0", lambda it: it[0]),
         ("histories_0", lambda it: it[:, :, :-1]),
         ("histories_0", lambda it: it * np.float32("nan")),
     ],
