@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trunkline.calibration.dataset import Dataset, Sample
+from trunkline.calibration.pools import WindowPool
 from trunkline.runtime.errors import DatasetError, ImageError, InputError
 from trunkline.runtime.image import open_image
 from trunkline.runtime.progress import Progress, silent
@@ -153,11 +154,7 @@ def draw_decisions(
         raise InputError(
             "cannot draw decisions", expected="samples of at least 1, a pool of at least 2", found=f"{samples}, {pool}"
         )
-    windows = {_key(sample.history): sample.history for sample in dataset.samples}
-    if len(windows) < 2:
-        raise DatasetError(
-            "the data set leaves nothing to choose from", where=dataset.path, found="all windows are equal"
-        )
+    windows = distinct_windows(dataset)
     if samples > len(dataset.samples):
         raise DatasetError(
             "the data set has fewer samples than were asked for",
@@ -167,21 +164,27 @@ def draw_decisions(
             fix=f"ask for {len(dataset.samples)}",
         )
     generator = random.Random(seed)
-    return [_case(sample, windows, pool, generator) for sample in generator.sample(dataset.samples, samples)]
+    return [draw_decision(sample, windows, pool, generator) for sample in generator.sample(dataset.samples, samples)]
 
 
-def _key(window: Floats) -> bytes:
-    """Equal for equal windows; adding zero makes -0.0 and 0.0 one number."""
-    return (window + np.float32(0)).tobytes()
+def distinct_windows(dataset: Dataset) -> WindowPool:
+    """The windows that occur in samples, each once.
+
+    Raises:
+        DatasetError: there are no two that differ.
+    """
+    windows = WindowPool(sample.history for sample in dataset.samples)
+    if len(windows) < 2:
+        raise DatasetError(
+            "the data set leaves nothing to choose from", where=dataset.path, found="all windows are equal"
+        )
+    return windows
 
 
-def _case(sample: Sample, windows: dict[bytes, Floats], pool: int, generator: random.Random) -> DecisionCase:
-    right = _key(sample.history)
-    others = [key for key in windows if key != right]
-    keys = [right, *generator.sample(others, min(pool - 1, len(others)))]
-    generator.shuffle(keys)
-    histories = np.stack([windows[key] for key in keys])
-    return DecisionCase(sample.id, sample.image, sample.instruction, histories, keys.index(right))
+def draw_decision(sample: Sample, windows: WindowPool, pool: int, generator: random.Random) -> DecisionCase:
+    """One case: the sample's window among up to ``pool - 1`` others."""
+    histories, truth = windows.draw_with(sample.history, pool, generator)
+    return DecisionCase(sample.id, sample.image, sample.instruction, histories, truth)
 
 
 def evaluate(

@@ -38,13 +38,13 @@ def image_problem(folder: Path, name: str) -> str | None:
         return problem
     if any(len(part.encode()) > MAX_NAME_BYTES for part in name.split("/")):
         return f"is longer than {MAX_NAME_BYTES} bytes"
-    return None if _inside(folder / name, folder) else "is a link that leads out of the images folder"
+    return None if inside(folder / name, folder) else "is a link that leads out of the images folder"
 
 
 def _stated_folder(metadata: Mapping[str, Any], path: Path) -> Path:
     name = metadata.get("images_folder")
     problem = "is not stated" if not isinstance(name, str) else name_problem(name)
-    if not problem and not _inside(path.parent / str(name), path.parent):
+    if not problem and not inside(path.parent / str(name), path.parent):
         problem = "is a link that leads out of the data set's folder"
     if problem:
         raise DatasetError(
@@ -57,7 +57,7 @@ def _stated_folder(metadata: Mapping[str, Any], path: Path) -> Path:
     return path.parent / str(name)
 
 
-def _inside(path: Path, folder: Path) -> bool:
+def inside(path: Path, folder: Path) -> bool:
+    """Whether ``path`` lies below ``folder`` once all links are followed; it need not exist."""
     # realpath follows links as far as they go and takes loops as they are, where Path.resolve raises.
-
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
