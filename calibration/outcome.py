@@ -1,0 +1,189 @@
+"""``calibration.json``: how a bundle got its int8 layers, as frozen records.
+
+The file lies in the bundle, listed in its manifest. It says what was asked (budget, method), what it was judged on,
+what every layer became and why, and what was measured on the way, so that a person can check the choice without
+repeating it. ``trunkline report`` draws it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trunkline.runtime import record
+from trunkline.runtime.bundle import Bundle
+from trunkline.runtime.errors import BundleError
+
+FORMAT = "trunkline-calibration"
+SCHEMA = 1
+CALIBRATION_NAME = "calibration.json"
+
+#: ``int8``: int8 product. ``stored``: weights kept as int8, product in float32. ``float32``: untouched.
+LayerPrecision = Literal["int8", "stored", "float32"]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Decisions held against those of the float32 ensemble.
+
+    Attributes:
+        decisions: how many.
+        max_score_change: largest absolute difference of a score.
+        mean_score_change: mean absolute difference.
+        winner_agreement: share of decisions with the same winner, 0 to 1.
+        rank_correlation: mean Spearman correlation of a decision's scores.
+    """
+
+    decisions: int
+    max_score_change: float
+    mean_score_change: float
+    winner_agreement: float
+    rank_correlation: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the int8 ensemble may do to decisions."""
+
+    max_score_change: float
+    min_agreement: float
+
+    def met(self, damage: Damage) -> bool:
+        return damage.max_score_change <= self.max_score_change and damage.winner_agreement >= self.min_agreement
+
+
+@dataclass(frozen=True)
+class SampleSummary:
+    """What was used.
+
+    Attributes:
+        source: name of the data set or folder, without its path.
+        calibrating: samples that gave the ranges.
+        judging: decisions that the budget was judged on; no image is on both sides.
+        digests: of the calibrating samples, 16 hex digits each, so that an evaluation can tell an overlap.
+        warnings: what is thin about the set, with numbers.
+        skipped: images that could not be read.
+    """
+
+    source: str
+    calibrating: int
+    judging: int
+    digests: tuple[str, ...]
+    warnings: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    """A linear layer, or another large tensor, for which only the first four are set.
+
+    Attributes:
+        stage: of the bundle.
+        block: the search moves layers of a block together at first.
+        name: of the layer or the tensor in the graph.
+        precision: what it became.
+        inputs: K.
+        outputs: N.
+        signal_to_noise_db: of the layer's own output in int8, on sampled inputs.
+        smoothing: SmoothQuant strength, None where none was applied.
+        clipped: share of the largest input value that the int8 range covers; 1 clips nothing.
+    """
+
+    stage: str
+    block: str
+    name: str
+    precision: LayerPrecision
+    inputs: int | None = None
+    outputs: int | None = None
+    signal_to_noise_db: float | None = None
+    smoothing: float | None = None
+    clipped: float | None = None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What int8 in one block (or, with ``block`` empty, in one whole stage) does to decisions, all else float32."""
+
+    stage: str
+    block: str
+    damage: Damage
+
+
+@dataclass(frozen=True)
+class SearchStep:
+    """One trial of the search: ``what`` was moved ``to`` a precision, and whether it stayed."""
+
+    what: str
+    to: LayerPrecision
+    damage: Damage
+    kept: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class ScorePairs:
+    """Scores of judged decisions, float32 against int8, for plotting; in order, possibly cut short."""
+
+    reference: tuple[float, ...]
+    found: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """The whole file.
+
+    Attributes:
+        method: how activation ranges were chosen.
+        backend: name and version of what judged.
+        all_int8: damage before any layer fell back.
+        fused: damage of what was shipped.
+        members: the same for each member alone.
+        cost_int8: estimated milliseconds of the linear layers of one new frame as shipped.
+        cost_float32: the same in float32.
+    """
+
+    format: str
+    schema: int
+    method: str
+    backend: str
+    budget: Budget
+    samples: SampleSummary
+    layers: tuple[LayerOutcome, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    steps: tuple[SearchStep, ...]
+    all_int8: Damage
+    fused: Damage
+    members: tuple[Damage, ...]
+    scores: ScorePairs
+    cost_int8: float
+    cost_float32: float
+
+
+def read_calibration(bundle: Bundle) -> CalibrationRecord | None:
+    """A bundle's calibration record, None if it was not calibrated.
+
+    Raises:
+        BundleError: the record is malformed.
+    """
+    name = bundle.manifest.parity.calibration
+    if name is None:
+        return None
+    try:
+        found = record.build(record.parse(bundle.read(name)), CalibrationRecord)
+    except record.RecordError as error:
+        raise BundleError(
+            "the calibration record is malformed",
+            where=f"{bundle.root}, {name}",
+            expected=f"{FORMAT}, schema {SCHEMA}",
+            found=error.differences,
+            fix="export the bundle again",
+        ) from error
+    if (found.format, found.schema) != (FORMAT, SCHEMA):
+        raise BundleError(
+            "the calibration record is of another version",
+            where=f"{bundle.root}, {name}",
+            expected=f"{FORMAT}, schema {SCHEMA}",
+            found=f"{found.format!r}, schema {found.schema}",
+            fix="update trunkline on this machine",
+        )
+    return found
