@@ -97,7 +97,7 @@ class Ensemble:
         self._tokenizer = Tokenizer(self._text.spec, bundle.read(name)) if name else None
         self._baked = _read_baked(bundle) if self._text.baked else {}
         self._frames = ContentNames(FRAMES)
-        self._graph = StageGraph(bundle.manifest.stages, self._open_stage, limits or CacheLimits())
+        self._graph = StageGraph(bundle.manifest.stages, self.open_stage, limits or CacheLimits())
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -210,6 +210,44 @@ class Ensemble:
         """
         return None if self._tokenizer is None else self._tokenizer(list(instructions))
 
+    def inputs(
+        self, image: Camera, instructions: Sequence[str], histories: Histories
+    ) -> dict[str, NDArray[np.generic]]:
+        """What the stages are fed for a call: ``pixels``, ``ids`` (or baked ``tokens``) and ``history``, by name.
+
+        Raises:
+            TrunklineError: as :meth:`score`.
+        """
+        sources = self._text_source(_as_list(instructions))
+        fed = {name: source.load(range(len(source.keys))) for name, source in sources.items()}
+        return {**fed, "pixels": self.pixels(image)[None], "history": candidates.prepare(histories, self._actions)}
+
+    def open_stage(self, name: str, files: StageFiles | None = None) -> Session:
+        """A session of its own on a stage, or on another form of it; the caller closes it.
+
+        Raises:
+            BundleError: the stage's graph is refused.
+            BackendError: the bundle holds no variant for this back end, or it refuses the stage.
+        """
+        self._require_open()
+        if files is not None:
+            return self.backend.open_stage(files)
+        stage, root = self.bundle.manifest.stages[name], self.bundle.root
+        variant = stage.variants.get(self.backend.VARIANT)
+        if variant is None:
+            raise BackendError(
+                "the bundle holds no variant that this back end runs",
+                where=f"{root}, stage {name}",
+                expected=self.backend.VARIANT,
+                found=", ".join(stage.variants),
+                fix="export the bundle for this target",
+            )
+        graph = self._checked_graph(name, variant)
+        folder = (root / variant.graph).parent.resolve()
+        # The weights are opened by path: nobody may swap them meanwhile.
+        with self.bundle.unchanged(variant.weights) if variant.weights else contextlib.nullcontext():
+            return self.backend.open_stage(StageFiles(name, stage, graph, folder, self._threads))
+
     def counts(self) -> dict[str, StageCounts]:
         """What each stage has done since loading."""
         return {name: node.counts for name, node in self._graph.nodes.items()}
@@ -301,24 +339,6 @@ class Ensemble:
                 fix="export again with the instruction in the --bake file, or without --bake",
             )
         return name
-
-    def _open_stage(self, name: str) -> Session:
-        self._require_open()
-        stage, root = self.bundle.manifest.stages[name], self.bundle.root
-        variant = stage.variants.get(self.backend.VARIANT)
-        if variant is None:
-            raise BackendError(
-                "the bundle holds no variant that this back end runs",
-                where=f"{root}, stage {name}",
-                expected=self.backend.VARIANT,
-                found=", ".join(stage.variants),
-                fix="export the bundle for this target",
-            )
-        graph = self._checked_graph(name, variant)
-        folder = (root / variant.graph).parent.resolve()
-        # The weights are opened by path: nobody may swap them meanwhile.
-        with self.bundle.unchanged(variant.weights) if variant.weights else contextlib.nullcontext():
-            return self.backend.open_stage(StageFiles(name, stage, graph, folder, self._threads))
 
     def _checked_graph(self, name: str, variant: Variant) -> bytes:
         where = f"{self.bundle.root}, {variant.graph}"

@@ -251,7 +251,7 @@ class _Scanner:
         position, end = 0, len(message)
         while position < end:
             self._spend()
-            key, position = _varint(message, position)
+            key, position = varint(message, position)
             number, wire = key >> 3, key & 7
             if not 0 < number < 1 << 29:
                 raise _MalformedError(f"field number {number}")
@@ -260,11 +260,11 @@ class _Scanner:
             if number not in many:
                 seen.add(number)
             if wire == 0:
-                value, position = _varint(message, position)
+                value, position = varint(message, position)
                 yield number, value
                 continue
             if wire == 2:
-                size, position = _varint(message, position)
+                size, position = varint(message, position)
             elif wire in (1, 5):
                 size = 8 if wire == 1 else 4
             else:
@@ -281,7 +281,7 @@ class _Scanner:
         result, position = [], 0
         while position < len(value):
             self._spend()
-            item, position = _varint(value, position)
+            item, position = varint(value, position)
             result.append(item)
         return result
 
@@ -297,7 +297,8 @@ def _is_size(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 16
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
+def varint(message: memoryview, position: int) -> tuple[int, int]:
+    """The integer at a position of a message, and the position after it."""
     result = 0
     for shift in range(0, 70, 7):
         byte = message[position]

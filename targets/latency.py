@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.runtime.backends import described
 from trunkline.runtime.ensemble import Ensemble
 from trunkline.runtime.progress import Progress, silent
 
@@ -108,8 +109,7 @@ def measure(
             ensemble.score(*prepare())
         results.append(_measure_case(ensemble, name, [prepare() for _ in range(iterations)]))
     progress("measuring", len(cases), len(cases))
-    backend = f"{ensemble.backend.NAME} {ensemble.backend.version()}"
-    return LatencyReport(backend, candidates, len(instructions), tuple(results))
+    return LatencyReport(described(ensemble.backend), candidates, len(instructions), tuple(results))
 
 
 def _measure_case(ensemble: Ensemble, name: str, calls: Sequence[Call]) -> CaseLatency:

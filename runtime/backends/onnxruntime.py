@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
+import json
 import os
-import weakref
+import tempfile
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.runtime.backends import Arrays, StageFiles
-from trunkline.runtime.errors import BackendError, BundleError
-from trunkline.runtime.manifest import TensorSpec
+from trunkline.runtime.backends.contract import Port, check_signature, smallest_inputs
+from trunkline.runtime.backends.forks import never_freed_in_a_child
+from trunkline.runtime.backends.threads import physical_cores
+from trunkline.runtime.errors import BackendError
 
 NAME = "onnxruntime"
 VARIANT = "cpu"
+EXTRA = "cpu"
 PROVIDERS = ["CPUExecutionProvider"]
 
 #: Options of every session; docs/benchmarks.md has the measurements.
@@ -25,28 +30,23 @@ SETTINGS = {
     "session.intra_op.allow_spinning": "0",
     # Its kernel for a sum with a normalisation is slower than the two kernels it replaces.
     "optimization.disable_specified_optimizers": "SkipLayerNormFusion",
+    # A layer that only keeps its weights in int8 computes in float32, and does not quantise its inputs by itself.
+    "session.qdq_matmulnbits_accuracy_level": "1",
     # What was scanned is what is read: a file may carry the mark of another format.
     "session.load_model_format": "ONNX",
 }
 
+#: Options of a stage with int8 layers. Where rows are a layer's first dimension, a product and the sum with its bias
+#: would become one float product before anyone looks for int8, without a word.
+INT8_SETTINGS = {
+    "optimization.disable_specified_optimizers": SETTINGS["optimization.disable_specified_optimizers"]
+    + ";MatMulAddFusion"
+}
+
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
 
-
-#: Sessions that a forked child inherits.
-_open: weakref.WeakSet[OnnxSession] = weakref.WeakSet()
-
-
-def _abandon_inherited() -> None:
-    """In a forked child: keeps inherited sessions from ever being freed.
-
-    Freeing one joins its worker threads, which the fork did not copy, so that the child would hang when it ends.
-    """
-    for session in _open:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_inherited)
+#: Operators that are linear layers in int8 once a graph is optimised.
+_INT8_KERNELS = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
 
 
 def available() -> str | None:
@@ -54,7 +54,7 @@ def available() -> str | None:
     try:
         _library()
     except ImportError as error:
-        return f"{error}; pip install 'trunkline[cpu]'"
+        return str(error)
     return None
 
 
@@ -77,30 +77,33 @@ def open_stage(files: StageFiles) -> OnnxSession:
     return OnnxSession(files)
 
 
+def int8_kernels(files: StageFiles) -> int:
+    """Linear layers that run in int8, counted in a profile of one run: the optimised graph holds the weights again."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = _options(files)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = _compiled(files, options)
+        try:
+            session.run(None, smallest_inputs(files.stage))
+        except Exception as error:  # the library's exceptions share no base class
+            raise _failed_run(files.name, error) from error
+        finally:
+            profile = session.end_profiling()
+        events = json.loads(Path(profile).read_text())
+    # One event per node and run; others tell how long the run as a whole, or loading, took.
+    nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
+    return sum(node["args"]["op_name"] in _INT8_KERNELS for node in nodes)
+
+
 class OnnxSession:
     """One stage. ONNX Runtime itself allows several threads; the stage graph uses one at a time."""
 
     def __init__(self, files: StageFiles) -> None:
-        ort = _library()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = files.threads or physical_cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors come as exceptions
-        for key, value in SETTINGS.items():
-            options.add_session_config_entry(key, value)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.folder))
         self._name = files.name
-        try:
-            self._session = ort.InferenceSession(files.graph, options, providers=PROVIDERS)
-        except Exception as error:  # the library's exceptions share no base class
-            raise BackendError(
-                "ONNX Runtime cannot load a stage",
-                where=f"stage {files.name}",
-                found=str(error).strip()[:500],
-                fix="update onnxruntime (1.23 or newer), or export the bundle again",
-            ) from error
-        _open.add(self)
-        _check_signature(files, self._session.get_inputs(), self._session.get_outputs())
+        self._session = _compiled(files, _options(files))
+        never_freed_in_a_child(self)
+        check_signature(files, _ports(self._session.get_inputs()), _ports(self._session.get_outputs()))
         self._outputs = [tensor.name for tensor in files.stage.outputs]
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
@@ -112,9 +115,7 @@ class OnnxSession:
         try:
             results = self._session.run(self._outputs, dict(inputs))
         except Exception as error:  # the library's exceptions share no base class
-            raise BackendError(
-                "ONNX Runtime failed while it ran a stage", where=f"stage {self._name}", found=str(error).strip()[:500]
-            ) from error
+            raise _failed_run(self._name, error) from error
         return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:
@@ -122,39 +123,33 @@ class OnnxSession:
         del self._session
 
 
-def _check_signature(files: StageFiles, inputs: list, outputs: list) -> None:
-    """The graph's own inputs and outputs must be the manifest's, dynamic where it says so."""
-    differences = []
-    for role, expected, actual in (("input", files.stage.inputs, inputs), ("output", files.stage.outputs, outputs)):
-        found = [_shown(tensor.name, _DTYPES.get(tensor.type, tensor.type), tensor.shape) for tensor in actual]
-        wanted = [_described(tensor) for tensor in expected]
-        if found != wanted:
-            differences.append(f"{role}s are {found}, the manifest says {wanted}")
-    if differences:
-        raise BundleError(
-            "a stage's graph is not the one its manifest describes",
+def _options(files: StageFiles) -> Any:
+    options = _library().SessionOptions()
+    options.intra_op_num_threads = files.threads or physical_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors come as exceptions
+    for key, value in (SETTINGS | (INT8_SETTINGS if b"QuantizeLinear" in files.graph else {})).items():
+        options.add_session_config_entry(key, value)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.folder))
+    return options
+
+
+def _compiled(files: StageFiles, options: Any) -> Any:
+    try:
+        return _library().InferenceSession(files.graph, options, providers=PROVIDERS)
+    except Exception as error:  # the library's exceptions share no base class
+        raise BackendError(
+            "ONNX Runtime cannot load a stage",
             where=f"stage {files.name}",
-            found=differences,
-            fix="export the bundle again",
-        )
+            found=str(error).strip()[:500],
+            fix="update onnxruntime (1.23 or newer), or export the bundle again",
+        ) from error
 
 
-def _described(tensor: TensorSpec) -> str:
-    return _shown(tensor.name, tensor.dtype, list(tensor.shape))
+def _failed_run(name: str, error: Exception) -> BackendError:
+    found = str(error).strip()[:500]
+    return BackendError("ONNX Runtime failed while it ran a stage", where=f"stage {name}", found=found)
 
 
-def _shown(name: str, dtype: str, shape: list[int | str]) -> str:
-    return f"{name} {dtype} [{', '.join(map(str, shape))}]"
-
-
-def physical_cores() -> int:
-    """Cores this process may use, hyper-threads counted once where the kernel tells."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    siblings = set()
-    for core in usable:
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list") as file:
-                siblings.add(file.read().strip())
-        except OSError:
-            return max(1, len(usable))
-    return max(1, len(siblings))
+def _ports(tensors: list[Any]) -> list[Port]:
+    return [Port(each.name, _DTYPES.get(each.type, each.type), tuple(each.shape)) for each in tensors]

@@ -20,8 +20,7 @@ import pytest
 from tests.bundles import age, copied, edit_manifest, put, set_times_back
 from trunkline.runtime import bundle as bundle_module
 from trunkline.runtime import files, load
-from trunkline.runtime.backends import StageFiles
-from trunkline.runtime.backends import onnxruntime as backend
+from trunkline.runtime.backends import StageFiles, named, names
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BundleError, IntegrityError
 
@@ -245,11 +244,18 @@ def evil(folder: Path, tmp_path: Path) -> Path:
 class TestSwaps:
     """30: between check and use, and back again before anyone looks."""
 
+    @pytest.fixture(params=names())
+    def backend(self, request: pytest.FixtureRequest) -> str:
+        if (reason := named(request.param).available()) is not None:
+            pytest.skip(reason)
+        return request.param
+
     @pytest.fixture
-    def at_open(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
+    def at_open(self, backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
         """Actions to run right before and right after the back end opens the vision stage."""
         actions: list[Callable[[], None]] = []
-        original = backend.open_stage
+        module = named(backend)
+        original = module.open_stage
 
         def open_stage(stage: StageFiles) -> object:
             if stage.name != "vision" or not actions:
@@ -260,45 +266,47 @@ class TestSwaps:
                 action()
             return session
 
-        monkeypatch.setattr(backend, "open_stage", open_stage)
+        monkeypatch.setattr(module, "open_stage", open_stage)
         yield actions
         assert actions
 
-    def test_file_swapped(self, folder: Path, evil: Path, at_open: list[Callable[[], None]]) -> None:
+    def test_file_swapped(self, folder: Path, evil: Path, backend: str, at_open: list[Callable[[], None]]) -> None:
         at_open.append(lambda: swap(folder / WEIGHTS, evil / "cpu.weights"))
         with pytest.raises(IntegrityError, match=f"touched while it was loaded\n.*{WEIGHTS}"):
-            load(folder)
+            load(folder, backend=backend)
 
-    def test_file_swapped_and_swapped_back(self, folder: Path, evil: Path, at_open: list[Callable[[], None]]) -> None:
+    def test_file_swapped_and_swapped_back(
+        self, folder: Path, evil: Path, backend: str, at_open: list[Callable[[], None]]
+    ) -> None:
         at_open += [lambda: swap(folder / WEIGHTS, evil / "cpu.weights")] * 2
         with pytest.raises(IntegrityError, match="touched while it was loaded"):
-            load(folder)
+            load(folder, backend=backend)
 
     def test_directory_swapped_and_swapped_back(
-        self, folder: Path, evil: Path, at_open: list[Callable[[], None]]
+        self, folder: Path, evil: Path, backend: str, at_open: list[Callable[[], None]]
     ) -> None:
         at_open += [lambda: swap(folder / "stages" / "vision", evil)] * 2
         with pytest.raises(IntegrityError, match="touched while it was loaded"):
-            load(folder)
+            load(folder, backend=backend)
 
     def test_bundle_swapped_and_swapped_back(
-        self, folder: Path, tmp_path: Path, at_open: list[Callable[[], None]]
+        self, folder: Path, tmp_path: Path, backend: str, at_open: list[Callable[[], None]]
     ) -> None:
         other = copied(folder, tmp_path / "other")
         at_open += [lambda: swap(folder, other)] * 2
         with pytest.raises(IntegrityError, match="touched while it was loaded"):
-            load(folder)
+            load(folder, backend=backend)
 
-    def test_content_overwritten_in_place(self, folder: Path, at_open: list[Callable[[], None]]) -> None:
+    def test_content_overwritten_in_place(self, folder: Path, backend: str, at_open: list[Callable[[], None]]) -> None:
         status = (folder / WEIGHTS).stat()
         at_open += [lambda: flip(folder / WEIGHTS, 500_000), lambda: set_times_back(folder / WEIGHTS, status)]
         with pytest.raises(IntegrityError, match="touched while it was loaded"):
-            load(folder)
+            load(folder, backend=backend)
 
-    def test_link_put_in_place(self, folder: Path, at_open: list[Callable[[], None]]) -> None:
+    def test_link_put_in_place(self, folder: Path, backend: str, at_open: list[Callable[[], None]]) -> None:
         at_open.append(lambda: link_file(folder))
         with pytest.raises(IntegrityError, match="a link"):
-            load(folder)
+            load(folder, backend=backend)
 
 
 def test_30_graph_and_tokenizer_are_the_bytes_that_were_hashed(folder: Path) -> None:

@@ -42,9 +42,12 @@ def test_a_decision_for_several_instructions(ensemble: Ensemble) -> None:
     assert decision.disagreement.shape == (3, 6)
 
 
-def test_the_first_of_equal_candidates_wins(ensemble: Ensemble) -> None:
-    window = windows(1)
-    assert ensemble.score(frame(), "go", np.repeat(window, 5, axis=0)).best == 0
+def test_the_first_of_equal_scores_wins(ensemble: Ensemble) -> None:
+    """Equal candidates may differ in the last bit: libraries add up full vectors and remainders in different orders."""
+    decision = ensemble.score(frame(), "go", np.repeat(windows(1), 5, axis=0))
+    scores = decision.scores.tolist()
+    assert decision.best == scores.index(max(scores))
+    assert max(scores) - min(scores) < 1e-7
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 4])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import trunkline.runtime
+from trunkline.runtime.backends import named, names
 
 FORBIDDEN = (
     *("torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "open_clip", "timm", "transformers", "huggingface_hub"),
@@ -27,7 +28,7 @@ SCORING = """
 import numpy as np
 from trunkline.runtime import load
 from trunkline.runtime.parity import check_parity
-with load(sys.argv[1]) as ensemble:
+with load(sys.argv[1], backend=sys.argv[2]) as ensemble:
     decision = ensemble.score(np.zeros((40, 40, 3), np.uint8), ["go", "stop"], np.zeros((2, 10, 7), np.float32))
     assert decision.scores.shape == (2, 2)
     assert check_parity(ensemble).passed
@@ -45,19 +46,23 @@ def loaded(code: str, *arguments: str) -> set[str]:
 
 
 def test_all_modules_are_found() -> None:
-    assert {"trunkline.runtime.ensemble", "trunkline.runtime.backends.onnxruntime"} <= set(MODULES)
+    backends = {f"trunkline.runtime.backends.{name}" for name in names()}
+    assert {"trunkline.runtime.ensemble", *backends} <= set(MODULES)
 
 
 def test_importing_every_module() -> None:
     modules = loaded("\n".join(f"import {module}" for module in MODULES))
     assert set(MODULES) <= modules
     assert sorted(modules & set(FORBIDDEN)) == []
-    assert "onnxruntime" not in modules  # a back end is loaded when it is chosen
+    assert sorted(modules & set(names())) == []  # a back end is loaded when it is chosen
 
 
-def test_loading_and_scoring(bundle: Path) -> None:
-    modules = loaded(SCORING, str(bundle))
-    assert "onnxruntime" in modules
+@pytest.mark.parametrize("name", names())
+def test_loading_and_scoring(bundle: Path, name: str) -> None:
+    if (reason := named(name).available()) is not None:
+        pytest.skip(reason)
+    modules = loaded(SCORING, str(bundle), name)
+    assert modules & set(names()) == {name}
     assert sorted(modules & set(FORBIDDEN)) == []
 
 

@@ -1,0 +1,448 @@
+"""What every back end owes the runtime. Each test runs on every back end that is installed here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from tests import qdq_kit
+from tests.bundles import frame, windows
+from tests.qdq_kit import Form
+from trunkline.runtime import load, onnx_graph
+from trunkline.runtime.backends import Backend, StageFiles, choose, contract, named, names
+from trunkline.runtime.bundle import Bundle
+from trunkline.runtime.errors import BackendError, BundleError
+from trunkline.runtime.manifest import Stage, TensorSpec
+from trunkline.runtime.parity import check_parity
+
+SECONDS = 60
+STAGES = ("vision", "text", "context", "action")
+
+
+@pytest.fixture(params=names())
+def backend(request: pytest.FixtureRequest) -> Backend:
+    found = named(request.param)
+    if (reason := found.available()) is not None:
+        pytest.skip(reason)
+    return found
+
+
+def stage_files(bundle: Path, name: str, threads: int = 1) -> StageFiles:
+    stage = Bundle(bundle).manifest.stages[name]
+    path = bundle / stage.variants["cpu"].graph
+    return StageFiles(name, stage, path.read_bytes(), path.parent, threads)
+
+
+def sample(stage: Stage, count: int, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Inputs of a stage with ``count`` entries along every dimension that varies."""
+    rng = np.random.default_rng(seed)
+    inputs: dict[str, NDArray[Any]] = {}
+    for spec in stage.inputs:
+        shape = [size if isinstance(size, int) else count for size in spec.shape]
+        if spec.dtype == "float32":
+            inputs[spec.name] = rng.standard_normal(shape).astype(np.float32)
+        else:
+            inputs[spec.name] = rng.integers(0, 20, shape).astype(spec.dtype)
+    return inputs
+
+
+def test_there_is_one() -> None:
+    assert set(names()) == {"openvino", "onnxruntime"}
+    assert choose(None).available() is None
+
+
+def test_golden_vectors(backend: Backend, bundle: Path) -> None:
+    with load(bundle, backend=backend.NAME) as ensemble:
+        assert ensemble.backend.NAME == backend.NAME
+        report = check_parity(ensemble)
+    assert report.passed
+    assert report.fused.max_score_change < 1e-5
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_each_part_by_itself_or_with_others(backend: Backend, bundle: Path, name: str) -> None:
+    """Sizes 1 to 5, up and down again, as a control loop asks for them."""
+    files = stage_files(bundle, name)
+    output = files.stage.outputs[0]
+    axis = next(place for place, size in enumerate(output.shape) if isinstance(size, str))
+    session = backend.open_stage(files)
+    whole = sample(files.stage, 5)
+    alone = []
+    for index in range(5):
+        part = {
+            spec.name: whole[spec.name][index : index + 1] if isinstance(spec.shape[0], str) else whole[spec.name]
+            for spec in files.stage.inputs
+        }
+        alone.append(session.run(part)[output.name])
+    for count in (5, 3, 1, 2, 4):
+        part = {
+            spec.name: whole[spec.name][:count] if isinstance(spec.shape[0], str) else whole[spec.name]
+            for spec in files.stage.inputs
+        }
+        result = session.run(part)[output.name]
+        assert result.dtype == np.float32
+        assert type(result) is np.ndarray
+        np.testing.assert_allclose(result, np.concatenate(alone[:count], axis=axis), atol=2e-5)
+    session.close()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_back_ends_agree(backend: Backend, bundle: Path, name: str) -> None:
+    """To far below 1e-4, so no library took a shorter format for float32."""
+    files = stage_files(bundle, name)
+    inputs = sample(files.stage, 3, seed=1)
+    other = named("onnxruntime").open_stage(files).run(inputs)
+    found = backend.open_stage(files).run(inputs)
+    for output in files.stage.outputs:
+        np.testing.assert_allclose(found[output.name], other[output.name], atol=5e-6)
+
+
+def test_results_outlive_the_next_run(backend: Backend, bundle: Path) -> None:
+    files = stage_files(bundle, "action")
+    session = backend.open_stage(files)
+    first = session.run(sample(files.stage, 2, seed=1))["action"]
+    kept = first.copy()
+    session.run(sample(files.stage, 2, seed=2))
+    np.testing.assert_array_equal(first, kept)
+    session.close()
+    np.testing.assert_array_equal(first, kept)
+    assert first.flags.writeable
+
+
+def test_inputs_are_left_alone_and_may_be_read_only(backend: Backend, bundle: Path) -> None:
+    files = stage_files(bundle, "context")
+    session = backend.open_stage(files)
+    inputs = sample(files.stage, 2)
+    kept = {name: value.copy() for name, value in inputs.items()}
+    for value in inputs.values():
+        value.setflags(write=False)
+    strided = {name: np.repeat(value, 2, axis=-1)[..., ::2] for name, value in inputs.items()}
+    np.testing.assert_array_equal(session.run(inputs)["context"], session.run(strided)["context"])
+    for name, value in inputs.items():
+        np.testing.assert_array_equal(value, kept[name])
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        {"history": np.zeros((1, 9, 7), np.float32)},
+        {"history": np.zeros((1, 10, 7), np.float64)},
+        {"history": np.zeros((10, 7), np.float32)},
+        {"histories": np.zeros((1, 10, 7), np.float32)},
+    ],
+    ids=["none", "size", "type", "rank", "name"],
+)
+def test_wrong_inputs(backend: Backend, bundle: Path, inputs: dict[str, Any]) -> None:
+    session = backend.open_stage(stage_files(bundle, "action"))
+    good = {"history": np.ones((1, 10, 7), np.float32)}
+    before = session.run(good)["action"]
+    with pytest.raises(BackendError, match=r"failed while it ran a stage\n.*stage action"):
+        session.run(inputs)
+    np.testing.assert_array_equal(session.run(good)["action"], before)
+
+
+def test_from_several_threads_one_at_a_time(backend: Backend, bundle: Path) -> None:
+    files = stage_files(bundle, "action", threads=2)
+    session = backend.open_stage(files)
+    inputs = [sample(files.stage, 1 + seed, seed) for seed in range(4)]
+    expected = [session.run(each)["action"] for each in inputs]
+    lock, wrong = threading.Lock(), []
+
+    def work(index: int) -> None:
+        for _ in range(10):
+            with lock:
+                found = session.run(inputs[index])["action"]
+            if not np.allclose(found, expected[index], atol=1e-6):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert wrong == []
+
+
+def test_two_sessions_at_once(backend: Backend, bundle: Path) -> None:
+    files = [stage_files(bundle, name, threads=2) for name in ("action", "text")]
+    sessions = [backend.open_stage(each) for each in files]
+    inputs = [sample(each.stage, 2) for each in files]
+    expected = [session.run(given) for session, given in zip(sessions, inputs, strict=True)]
+    found: list[Any] = [None, None]
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            found[index] = sessions[index].run(inputs[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    for one, other in zip(expected, found, strict=True):
+        for name, value in one.items():
+            np.testing.assert_allclose(other[name], value, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, None])
+def test_threads(backend: Backend, bundle: Path, threads: int | None) -> None:
+    files = replace(stage_files(bundle, "action"), threads=threads)
+    session = backend.open_stage(files)
+    assert session.run(sample(files.stage, 2))["action"].shape == (3, 2, 32)
+
+
+def broken(graph: bytes) -> bytes:
+    """A graph that passes the scanner and that no library can compile: a product of shapes that do not fit."""
+    model = onnx.load_from_string(graph)
+    node = next(node for node in model.graph.node if node.op_type == "MatMul")
+    node.input[0], node.input[1] = node.input[1], node.input[1]
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("graph", [b"", b"\0" * 100, None], ids=["empty", "zeros", "shapes"])
+def test_broken_graph(backend: Backend, bundle: Path, graph: bytes | None) -> None:
+    files = stage_files(bundle, "action")
+    with pytest.raises(BackendError, match=r"cannot load a stage\n.*stage action") as caught:
+        backend.open_stage(replace(files, graph=broken(files.graph) if graph is None else graph))
+    assert caught.value.__cause__ is not None
+
+
+def spoilt(stage: Stage, role: str, **changes: Any) -> Stage:
+    spec = replace(getattr(stage, role)[0], **changes)
+    return replace(stage, **{role: (spec, *getattr(stage, role)[1:])})
+
+
+@pytest.mark.parametrize(
+    ("role", "changes"),
+    [
+        ("inputs", {"name": "other"}),
+        ("inputs", {"dtype": "uint8"}),
+        ("inputs", {"shape": ("N", 10, 8)}),
+        ("inputs", {"shape": (1, 10, 7)}),
+        ("inputs", {"shape": ("N", "H", 7)}),
+        ("inputs", {"shape": ("N", 10)}),
+        ("inputs", {"shape": ()}),
+        ("outputs", {"name": "other"}),
+        ("outputs", {"dtype": "int64"}),
+        ("outputs", {"shape": (3, "N", 33)}),
+        ("outputs", {"shape": ("N", 32)}),
+    ],
+)
+def test_graph_of_another_signature(backend: Backend, bundle: Path, role: str, changes: dict[str, Any]) -> None:
+    files = stage_files(bundle, "action")
+    with pytest.raises(BundleError, match=rf"not the one its manifest describes\n.*stage action\n.*{role} are"):
+        backend.open_stage(replace(files, stage=spoilt(files.stage, role, **changes)))
+
+
+@pytest.mark.parametrize("role", ["inputs", "outputs"])
+def test_graph_with_fewer_tensors_than_promised(backend: Backend, bundle: Path, role: str) -> None:
+    files = stage_files(bundle, "action")
+    more = (*getattr(files.stage, role), TensorSpec("more", "float32", (1,)))
+    with pytest.raises(BundleError, match=r"more float32 \[1\]"):
+        backend.open_stage(replace(files, stage=replace(files.stage, **{role: more})))
+
+
+def test_an_output_may_vary_where_a_size_is_promised_and_an_input_may_not(bundle: Path) -> None:
+    files = stage_files(bundle, "action")
+    history, action = (
+        contract.Port("history", "float32", ("?", 10, 7)),
+        contract.Port("action", "float32", (3, "?", 32)),
+    )
+    contract.check_signature(files, [history], [action])
+    contract.check_signature(files, [history], [replace(action, shape=("?", "?", "?"))])
+    with pytest.raises(BundleError):
+        contract.check_signature(files, [replace(history, shape=("?", "?", 7))], [action])
+
+
+def test_weight_file_missing(backend: Backend, bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"stage action(.|\n)*cpu.weights"):
+        backend.open_stage(replace(stage_files(bundle, "action"), folder=tmp_path))
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_weight_file_too_short(backend: Backend, bundle: Path, tmp_path: Path, size: int) -> None:
+    files = stage_files(bundle, "vision")
+    (tmp_path / "cpu.weights").write_bytes((files.folder / "cpu.weights").read_bytes()[:size])
+    with pytest.raises(BackendError, match="stage vision"):
+        backend.open_stage(replace(files, folder=tmp_path))
+
+
+@pytest.fixture
+def read_only(bundle: Path) -> Iterator[Path]:
+    folder = bundle / "stages" / "action"
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    yield folder
+    folder.chmod(mode)
+
+
+def test_nothing_is_written(
+    backend: Backend, bundle: Path, read_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write into a read-only folder, so what is in it is compared, too."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir(read_only))
+    backend.open_stage(stage_files(bundle, "action")).run({"history": np.zeros((1, 10, 7), np.float32)})
+    backend.int8_kernels(stage_files(bundle, "action"))
+    assert sorted(os.listdir(read_only)) == before
+    assert os.listdir(tmp_path) == []
+
+
+def test_closing_frees(backend: Backend, bundle: Path) -> None:
+    """Fifty sessions of 12 MB fit into what one leaves behind."""
+    files = stage_files(bundle, "vision")
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    for _ in range(10):
+        backend.open_stage(files).close()
+    before = resident_bytes()
+    for _ in range(50):
+        backend.open_stage(files).close()
+    assert resident_bytes() - before < 24 << 20
+
+
+FORKING = """
+import os, sys, numpy as np
+from trunkline.runtime import load, onnx_graph
+from trunkline.runtime.errors import ClosedError
+name = sys.argv[2]
+ensemble = load(sys.argv[1], backend=name, threads=2)
+image, histories = np.zeros((40, 40, 3), np.uint8), np.zeros((2, 10, 7), np.float32)
+before = ensemble.score(image, "go", histories).scores
+child = os.fork()
+if child == 0:
+    try:
+        ensemble.score(image, "go", histories)
+    except ClosedError:
+        pass
+    if sys.argv[3] == "load":
+        with load(sys.argv[1], backend=name, threads=2) as own:
+            np.testing.assert_allclose(own.score(image, "go", histories).scores, before, atol=1e-6)
+    if sys.argv[3] == "forget":
+        del ensemble
+    sys.exit(42)  # an ordinary end, which frees what the child inherited
+status = os.waitpid(child, 0)[1]
+assert os.waitstatus_to_exitcode(status) == 42, status
+ensemble.forget()
+np.testing.assert_array_equal(ensemble.score(image, "go", histories).scores, before)
+print("parent works")
+"""
+
+
+@pytest.mark.parametrize("what", ["end", "forget", "load"])
+def test_a_forked_child_ends(backend: Backend, bundle: Path, what: str) -> None:
+    done = run_python(FORKING, str(bundle), backend.NAME, what)
+    assert (done.returncode, done.stdout.strip()) == (0, "parent works"), done.stderr
+
+
+def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+QUIET = """
+import os, sys
+from trunkline.runtime.backends import choose
+choose(sys.argv[1]).version()
+children = [open(f"/proc/self/task/{task}/children").read() for task in os.listdir("/proc/self/task")]
+telemetry = [module for module in sys.modules if module.startswith("openvino_telemetry")]
+print(os.environ.get("ORT_DISABLE_TELEMETRY"), "".join(children).split(), telemetry, len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_no_usage_data_is_sent(backend: Backend, tmp_path: Path) -> None:
+    """Both libraries send some from the moment they are imported; a robot has no say in it."""
+    quiet = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "ORT_DISABLE_TELEMETRY": "1"}
+    done = run_python(QUIET, backend.NAME, **quiet)
+    assert done.stdout.split("\n")[0] == "1 [] [] 1", done.stdout + done.stderr  # no process, no thread that could
+    assert os.listdir(tmp_path) == []
+
+
+#: All of these compute the same; for each, the back ends that run the layer in int8.
+FORMS = {
+    **{
+        Form(rank=rank, bias=bias, batch=batch, opset=opset): set(names())
+        for rank, bias in ((3, 0), (3, 1), (3, 2), (3, 3), (2, 0), (2, 1), (2, 2))
+        for batch in ("B", 2)
+        for opset in (20, 23)
+    },
+    **{Form(product="Gemm", rank=2, bias=bias, batch=batch): set(names()) for bias in (0, 1, 2) for batch in ("B", 2)},
+    # ONNX Runtime wants such a bias as int32, and computes in float otherwise.
+    **{Form(product="Gemm", rank=2, bias="inside", batch=batch): {"openvino"} for batch in ("B", 2)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_forms_of_a_quantised_layer(backend: Backend, form: Form, tmp_path: Path) -> None:
+    files = qdq_kit.stage_files(qdq_kit.model(form), form, tmp_path)
+    assert backend.int8_kernels(files) == (backend.NAME in FORMS[form])
+    x = np.random.default_rng(1).standard_normal([2 if isinstance(size, str) else size for size in form.shape])
+    found = backend.open_stage(files).run({"x": x.astype(np.float32)})["y"]
+    np.testing.assert_allclose(found, qdq_kit.expected(form, x.astype(np.float32)), atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [Form(rank=2), Form(bias=1, batch=2, opset=20)], ids=str)
+def test_what_onnxruntime_does_in_silence_if_it_is_let(
+    form: Form, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Product and bias become one float operator, with results as good as in int8: only counting finds out."""
+    files = qdq_kit.stage_files(qdq_kit.model(form), form, tmp_path)
+    backend = named("onnxruntime")
+    assert backend.int8_kernels(files) == 1
+    monkeypatch.setattr(backend, "INT8_SETTINGS", {})
+    assert backend.int8_kernels(files) == 0
+
+
+def test_float_layers_are_not_counted(backend: Backend, bundle: Path) -> None:
+    for name in STAGES:
+        assert backend.int8_kernels(stage_files(bundle, name)) == 0
+
+
+@pytest.mark.parametrize("way", ["Cast", "DequantizeLinear"])
+def test_layers_that_only_store_int8_are_float(backend: Backend, way: str, tmp_path: Path) -> None:
+    """OpenVINO would quantise their inputs by itself, block by block."""
+    files = qdq_kit.stage_files(qdq_kit.stored(way), Form(), tmp_path)
+    assert backend.int8_kernels(files) == 0
+    x = np.random.default_rng(1).standard_normal((2, qdq_kit.ROWS, qdq_kit.K)).astype(np.float32)
+    np.testing.assert_allclose(backend.open_stage(files).run({"x": x})["y"], qdq_kit.output(Form(), x), atol=2e-5)
+
+
+def test_int8_weights_in_the_weight_file(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exported: what is small is still recognised as a constant, what is large is mapped."""
+    monkeypatch.setattr(onnx_graph, "INLINE_BYTES", 512)
+    form = Form()
+    made = qdq_kit.model(form)
+    path = tmp_path / "cpu.onnx"
+    onnx.save(made, path, save_as_external_data=True, location="cpu.weights", size_threshold=0)
+    files = replace(qdq_kit.stage_files(made, form, tmp_path), graph=path.read_bytes())
+    assert backend.int8_kernels(files) == 1
+    x = np.random.default_rng(1).standard_normal((2, qdq_kit.ROWS, qdq_kit.K)).astype(np.float32)
+    np.testing.assert_allclose(backend.open_stage(files).run({"x": x})["y"], qdq_kit.expected(form, x), atol=1e-4)
+
+
+def test_scores_are_the_same_on_all(bundle: Path) -> None:
+    scores = []
+    for name in names():
+        with load(bundle, backend=name) as ensemble:
+            scores.append(ensemble.score(frame(), ["go", "stop"], windows(4)).member_scores)
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
