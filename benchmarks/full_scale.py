@@ -33,14 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.kit import SMALL, random_checkpoint
 from tests.tokenizers_kit import save_bpe
+from trunkline.calibration.synthetic import frame, windows
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
-from trunkline.exporter.probes import frame, windows
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.reference import fuse
 from trunkline.exporter.trunk import TextFeatures, captured, load_trunk, unit_rows
 from trunkline.runtime import load
-from trunkline.runtime.backends.onnxruntime import physical_cores
+from trunkline.runtime.backends.threads import physical_cores
 from trunkline.targets.latency import REPHRASINGS
 
 MODEL = "ViT-L-16-SigLIP2-384"

@@ -30,7 +30,8 @@ from trunkline.exporter.reference import ReferenceMember, build_member
 from trunkline.exporter.stages.action import ActionStage
 from trunkline.exporter.stages.context import ContextStage
 from trunkline.exporter.stages.trace import CPU_OPSET
-from trunkline.runtime.backends.onnxruntime import SETTINGS, physical_cores
+from trunkline.runtime.backends.onnxruntime import SETTINGS
+from trunkline.runtime.backends.threads import physical_cores
 
 TURNS = 15
 

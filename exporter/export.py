@@ -19,10 +19,15 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from trunkline.calibration.compress import check_budget, compress
+from trunkline.calibration.draw import DrawnSamples
+from trunkline.calibration.outcome import CalibrationRecord
 from trunkline.exporter.checkpoint.doctor import Finding, refuse_fatal
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.checkpoint.read import digest_tensors, read_checkpoint
-from trunkline.exporter.golden import write_golden
+from trunkline.exporter.golden import probe_inputs, sample_inputs, write_golden
+from trunkline.exporter.int8_samples import draw
+from trunkline.exporter.options import ExportOptions
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.reference import ReferenceMember
 from trunkline.exporter.stages.action import ActionStage
@@ -30,23 +35,24 @@ from trunkline.exporter.stages.context import ContextStage
 from trunkline.exporter.stages.towers import TextStage, VisionStage
 from trunkline.exporter.stages.trace import Contract, trace
 from trunkline.exporter.trunk import Trunk, load_trunk
-from trunkline.runtime import record
+from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.ensemble import load
 from trunkline.runtime.errors import ExportError, TrunkError
-from trunkline.runtime.files import sha256_of, sync_tree
+from trunkline.runtime.files import sync_tree
 from trunkline.runtime.manifest import (
     FORMAT,
     MANIFEST_NAME,
     SCHEMA,
     ActionsEntry,
-    FileEntry,
     Manifest,
     MemberEntry,
     ParityEntry,
     Stage,
     TextEntry,
     TrunkEntry,
+    list_files,
     verifier_contract,
+    write_manifest,
 )
 from trunkline.runtime.parity import ParityReport, check_parity, require_parity
 from trunkline.runtime.progress import Progress, silent
@@ -85,6 +91,7 @@ class ExportReport:
     stage_bytes: dict[str, int]
     parity: ParityReport
     findings: tuple[Finding, ...]
+    calibration: CalibrationRecord | None
 
 
 def export(
@@ -93,8 +100,7 @@ def export(
     *,
     backbone: str | None = None,
     trunk_weights: Path | None = None,
-    bake: Sequence[str] | None = None,
-    overwrite: bool = False,
+    options: ExportOptions | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Exports a checkpoint file.
@@ -104,17 +110,20 @@ def export(
         output: directory to create.
         backbone: open_clip name of the trunk; by default the name in the checkpoint.
         trunk_weights: weights of a built-in backbone.
-        bake: instructions to store in place of the text tower.
-        overwrite: replace ``output`` if it is a bundle.
+        options: precision, baked instructions and so on; by default a float32 bundle with its text tower.
         progress: told what is done.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or the doctor calls it fatal.
         TrunkError: the trunk cannot be built, or is not the one the members were trained on.
+        DatasetError: samples for int8 cannot be used.
         ExportError: a stage cannot be traced, or the bundle cannot be written.
-        ParityError: the bundle does not score as PyTorch does.
+        ParityError: the bundle does not score as PyTorch does, or int8 does not keep to its budget.
     """
-    _check_output(Path(output), overwrite)
+    options = options or ExportOptions()
+    _check_output(Path(output), options.overwrite)
+    if options.int8 is not None:
+        check_budget(options.int8.compress.budget)
     read = read_checkpoint(Path(checkpoint), progress=progress)
     name = backbone or read.backbone
     if name is None:
@@ -126,7 +135,7 @@ def export(
     progress("loading the trunk", 0, 1)
     trunk = load_trunk(name, trunk_weights)
     progress("loading the trunk", 1, 1)
-    return build(read, trunk, output, bake=bake, overwrite=overwrite, progress=progress)
+    return build(read, trunk, output, options=options, progress=progress)
 
 
 def build(
@@ -134,19 +143,26 @@ def build(
     trunk: Trunk,
     output: Path,
     *,
-    bake: Sequence[str] | None = None,
-    overwrite: bool = False,
+    options: ExportOptions | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Exports a checkpoint and a trunk that are in memory; see :func:`export`."""
-    output = Path(output)
-    _check_output(output, overwrite)
+    output, options = Path(output), options or ExportOptions()
+    _check_output(output, options.overwrite)
     findings = refuse_fatal(checkpoint, output)
     require_fit(checkpoint, trunk, progress)
-    instructions = _bakeable(bake, trunk) if bake is not None else None
+    instructions = _bakeable(options.bake, trunk) if options.bake is not None else None
     try:
-        with _becoming(output, overwrite) as folder:
-            manifest, parity = _write(checkpoint, trunk, folder, instructions, progress)
+        with _becoming(output, options.overwrite) as folder:
+            draft = _draft(checkpoint, trunk, instructions, progress)
+            drawn = None if options.int8 is None else draw(options.int8, draft, trunk, progress)
+            _write(draft, PyTorchEnsemble(trunk, checkpoint), folder, drawn, progress)
+            parity = _measure(folder, progress)
+            calibration = None
+            if options.int8 is not None and drawn is not None:
+                calibration = compress(folder, drawn, options.int8.compress, progress)
+                parity = _measure(folder, progress)
+            manifest = _keep_measured(folder, parity)
     except OSError as error:
         raise ExportError(
             "cannot write the bundle",
@@ -160,7 +176,7 @@ def build(
     }
     total = sum(entry.size for entry in manifest.files.values())
     names = tuple(member.name for member in checkpoint.members)
-    return ExportReport(output, names, total, sizes, parity, tuple(findings))
+    return ExportReport(output, names, total, sizes, parity, tuple(findings), calibration)
 
 
 def require_fit(checkpoint: Checkpoint, trunk: Trunk, progress: Progress = silent) -> None:
@@ -223,31 +239,33 @@ def _becoming(output: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _write(
-    checkpoint: Checkpoint, trunk: Trunk, folder: Path, baked: tuple[str, ...] | None, progress: Progress
-) -> tuple[Manifest, ParityReport]:
-    reference = PyTorchEnsemble(trunk, checkpoint)
-    draft = _draft(checkpoint, trunk, baked, progress)
+    draft: Manifest, reference: PyTorchEnsemble, folder: Path, drawn: DrawnSamples | None, progress: Progress
+) -> None:
+    """Writes a float32 bundle; its golden frames are made up, or samples that do not calibrate."""
+    trunk, baked = reference.trunk, draft.text.instructions or None
     stages = _trace_stages(draft, trunk, reference.members, folder, progress)
     if baked is None:
         (folder / TOKENIZER_NAME).write_bytes(trunk.tokenizer_json)
     else:
         save_file({"tokens": _bake(trunk, baked, progress)}, folder / BAKED_NAME)
-    golden = write_golden(reference, folder / GOLDEN_NAME, baked, progress)
-    draft = replace(draft, stages=stages, parity=replace(draft.parity, instructions=golden))
-    manifest = replace(draft, files={name: _file_entry(folder / name) for name in draft.referenced()})
-    _write_manifest(manifest, folder)
-    parity = _measure(folder, progress)
-    manifest = replace(
-        manifest,
-        parity=replace(
-            manifest.parity,
-            measured_score_change=parity.fused.max_score_change,
-            decisions=parity.fused.decisions,
-            winners_changed=parity.fused.winners_changed,
-        ),
+    golden = probe_inputs(reference, baked) if drawn is None else sample_inputs(drawn.judging, draft.actions)
+    write_golden(reference, golden, folder / GOLDEN_NAME, progress)
+    draft = replace(draft, stages=stages, parity=replace(draft.parity, instructions=golden.instructions))
+    write_manifest(list_files(draft, folder), folder)
+
+
+def _keep_measured(folder: Path, parity: ParityReport) -> Manifest:
+    """Enters what was measured into the manifest."""
+    manifest = Bundle(folder).manifest
+    measured = replace(
+        manifest.parity,
+        measured_score_change=parity.fused.max_score_change,
+        decisions=parity.fused.decisions,
+        winners_changed=parity.fused.winners_changed,
     )
-    _write_manifest(manifest, folder)
-    return manifest, parity
+    manifest = replace(manifest, parity=measured)
+    write_manifest(manifest, folder)
+    return manifest
 
 
 def _draft(checkpoint: Checkpoint, trunk: Trunk, baked: tuple[str, ...] | None, progress: Progress) -> Manifest:
@@ -326,15 +344,6 @@ def _bake(trunk: Trunk, instructions: Sequence[str], progress: Progress) -> np.n
             blocks.append(tower(ids).numpy())
     progress("baking instructions", len(instructions), len(instructions))
     return np.concatenate(blocks)
-
-
-def _file_entry(path: Path) -> FileEntry:
-    path.chmod(0o644)
-    return FileEntry(path.stat().st_size, sha256_of(path))
-
-
-def _write_manifest(manifest: Manifest, folder: Path) -> None:
-    (folder / MANIFEST_NAME).write_bytes(record.encode(manifest))
 
 
 def _measure(folder: Path, progress: Progress) -> ParityReport:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.half_stages import write_single
 from tests.kit import random_checkpoint
 from tests.trunks import head_shape, save_trunk
 from trunkline.exporter.checkpoint.members import Checkpoint
@@ -83,3 +84,10 @@ def ensemble(bundle: Path) -> Iterator[Ensemble]:
     """The bundle, loaded. Call ``forget()`` first where a test counts what is computed."""
     with load(bundle) as loaded:
         yield loaded
+
+
+@pytest.fixture(scope="session")
+def single_stages(shared: Path, bundle: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
+    """``<stage>/single.onnx``: the bundle's stages at the opset of the ``trt`` variant, float32. Never write there."""
+    folder = shared / "single_stages"
+    return made_once(folder, lambda: write_single(folder, bundle, trunk, checkpoint))

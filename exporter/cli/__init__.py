@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from trunkline.exporter.cli import bench, doctor, evaluate, export, info, merge, score, verify
+from trunkline.exporter.cli import bench, doctor, evaluate, export, info, merge, report, score, verify
 from trunkline.exporter.cli.output import say, stderr
 from trunkline.runtime.errors import TrunklineError
 
@@ -59,7 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     epilog="On a workstation: **merge**, **doctor**, **export**. On the robot: **verify**, **score**, **eval**, "
-    "**bench**, **info**. `trunkline COMMAND --help` shows examples.",
+    "**bench**, **report**, **info**. `trunkline COMMAND --help` shows examples.",
 )
 
 
@@ -88,6 +88,7 @@ app.command("verify")(verify.command)
 app.command("score")(score.command)
 app.command("eval")(evaluate.command)
 app.command("bench")(bench.command)
+app.command("report")(report.command)
 
 
 def main() -> None:

@@ -33,6 +33,10 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option("--against", metavar="CKPT", help="Take the same decisions in PyTorch, side by side."),
     ] = None,
+    beside: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--beside", metavar="BUNDLE", help="Take the same decisions with this bundle too."),
+    ] = None,
     backbone: BackboneOption = None,
     trunk_weights: TrunkWeightsOption = None,
     backend: BackendOption = None,
@@ -48,6 +52,8 @@ def command(
         trunkline eval bundle/ --dataset data/dataset.json --samples 500
 
         trunkline eval bundle/ --dataset data/dataset.json --against ensemble.safetensors --json
+
+        trunkline eval int8/ --dataset data/dataset.json --samples 1000 --beside float32/
     """
     from trunkline.calibration.dataset import read_dataset
     from trunkline.calibration.evaluation import agreement, draw_decisions, evaluate
@@ -57,16 +63,8 @@ def command(
     if data.skipped:
         say(f"note: {len(data.skipped)} rows of the data set were skipped, e.g. {data.skipped[0]}")
     cases = draw_decisions(data, samples, pool, seed)
+    columns: dict[str, Any] = {}
     with progress_bar() as progress:
-        with load(bundle, backend=backend, progress=progress) as ensemble:
-            members = ensemble.members
-
-            def score(image: Any, instruction: str, histories: Any) -> Any:
-                decision = ensemble.score(image, instruction, histories)
-                return decision.scores, decision.member_scores
-
-            ours = evaluate(cases, score, progress, skip_unreadable=skip_unreadable)
-        theirs = None
         if against is not None:
             reference = reference_for("eval --against", against, backbone, trunk_weights, progress)
 
@@ -74,19 +72,53 @@ def command(
                 fused, by_member = reference.score(image, [instruction], histories)
                 return fused[0], by_member[:, 0]
 
-            theirs = evaluate(cases, score_reference, progress, skip_unreadable=skip_unreadable)
-    same = None if theirs is None else agreement(theirs, ours)
+            columns["pytorch"] = evaluate(cases, score_reference, progress, skip_unreadable=skip_unreadable)
+        for name, path in (("beside", beside), ("bundle", bundle)):
+            if path is None:
+                continue
+            with load(path, backend=backend, progress=progress) as ensemble:
+                score = _scorer(ensemble)
+                columns[name] = evaluate(cases, score, progress, skip_unreadable=skip_unreadable)
+                members = ensemble.members
+                if name == "bundle":
+                    reused = _reused(ensemble.bundle, columns[name])
+    ours = columns["bundle"]
+    same = {name: agreement(other, ours) for name, other in columns.items() if name != "bundle"}
+    if reused is not None and reused.used:
+        say(f"note: {reused}; the bundle may do better on them than on others")
     if json:
-        print_json({"bundle": _summary(ours, members), "pytorch": theirs and _summary(theirs, members), "same": same})
+        summaries = {name: _summary(each, members) for name, each in columns.items()}
+        print_json({"pytorch": None, "beside": None, **summaries, "same": same, "used_in_calibration": reused})
         return
-    _show(ours, theirs, members)
-    if same is not None:
+    titles = {"pytorch": "PyTorch", "beside": str(beside), "bundle": str(bundle) if beside else "bundle"}
+    _show({titles[name]: each for name, each in columns.items()}, members)
+    for name, each in same.items():
         show(
-            f"same winner in {same.same_winner} of {same.decisions} decisions, "
-            f"largest score change {same.max_score_change:.2g}"
+            f"same winner as {titles[name]} in {each.same_winner} of {each.decisions} decisions "
+            f"({each.winner_agreement:.1%}), largest score change {each.max_score_change:.2g}"
         )
     for image in ours.unreadable:
         say(f"unreadable: {image}")
+
+
+def _scorer(ensemble: Any) -> Any:
+    def score(image: Any, instruction: str, histories: Any) -> Any:
+        decision = ensemble.score(image, instruction, histories)
+        return decision.scores, decision.member_scores
+
+    return score
+
+
+def _reused(bundle: Any, evaluation: Any) -> Any:
+    """Which evaluated samples calibrated the bundle; None for a bundle that was not calibrated."""
+    from trunkline.calibration.dataset_samples import sample_of
+    from trunkline.calibration.outcome import read_calibration
+    from trunkline.calibration.overlap import overlap
+
+    calibration = read_calibration(bundle)
+    if calibration is None:
+        return None
+    return overlap(calibration.samples.digests, (sample_of(result.case) for result in evaluation.results))
 
 
 def _summary(evaluation: Any, members: tuple[str, ...]) -> dict[str, Any]:
@@ -102,9 +134,9 @@ def _summary(evaluation: Any, members: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _show(ours: Any, theirs: Any, members: tuple[str, ...]) -> None:
-    columns = [each for each in (theirs, ours) if each is not None]
-    names = [*(["PyTorch"] if theirs else []), "bundle"]
+def _show(by_name: dict[str, Any], members: tuple[str, ...]) -> None:
+    columns = list(by_name.values())
+    ours = columns[-1]
     rows: list[list[object]] = [
         ["accuracy (95 % interval)", *(_rate(each.accuracy) for each in columns)],
         ["mean rank", *(f"{each.mean_rank:.3f}" for each in columns)],
@@ -114,7 +146,7 @@ def _show(ours: Any, theirs: Any, members: tuple[str, ...]) -> None:
     for index, member in enumerate(members):
         rows.append([f"{member} alone: accuracy", *(_rate(each.members[index].accuracy) for each in columns)])
         rows.append([f"{member} alone: mean rank", *(f"{each.members[index].mean_rank:.3f}" for each in columns)])
-    print_table(f"{ours.decisions} decisions, chance {ours.chance:.1%}", ["", *names], rows)
+    print_table(f"{ours.decisions} decisions, chance {ours.chance:.1%}", ["", *by_name], rows)
 
 
 def _rate(rate: Any) -> str:

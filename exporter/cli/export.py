@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
 from trunkline.exporter.cli.options import BackboneOption, JsonOption, TrunkWeightsOption, exporter_libraries
 from trunkline.exporter.cli.output import print_json, print_table, progress_bar, say, show, size
-from trunkline.runtime.errors import InstructionError
+from trunkline.runtime.errors import InputError, InstructionError
+
+if TYPE_CHECKING:
+    from trunkline.calibration.compress import CompressOptions
+    from trunkline.calibration.draw import DrawOptions
+    from trunkline.calibration.outcome import CalibrationRecord
+    from trunkline.exporter.export import ExportReport
+    from trunkline.exporter.options import Int8Options
+    from trunkline.runtime.progress import Progress
+
+_INT8 = "int8 (--precision int8)"
 
 
 def command(
@@ -22,44 +33,154 @@ def command(
         typer.Option("--bake", metavar="FILE", help="Instructions, one per line, to store in place of the text tower."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace BUNDLE if it is one.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write BUNDLE.html, what `trunkline report` shows, beside it.")
+    ] = True,
     json: JsonOption = False,
+    precision: Annotated[
+        Literal["float32", "int8"],
+        typer.Option("--precision", help="int8: four times smaller and faster, within a budget; needs --calibrate."),
+    ] = "float32",
+    calibrate: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--calibrate",
+            metavar="DATA",
+            help="What the robot sees: a data set's JSON file, or a folder of images with instructions.txt.",
+            rich_help_panel=_INT8,
+        ),
+    ] = None,
+    images: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--images", metavar="DIR", help="Images of DATA; by default as it says.", rich_help_panel=_INT8),
+    ] = None,
+    judge: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--judge", metavar="DATA", help="Judge on this; by default a held-out part.", rich_help_panel=_INT8
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["best", "minmax", "percentile", "entropy", "mse"],
+        typer.Option("--method", help="How activation ranges are chosen.", rich_help_panel=_INT8),
+    ] = "best",
+    max_score_change: Annotated[
+        float, typer.Option("--max-score-change", help="Most that a score may move.", rich_help_panel=_INT8)
+    ] = 0.05,
+    min_agreement: Annotated[
+        float,
+        typer.Option("--min-agreement", help="Least share of decisions with the same winner.", rich_help_panel=_INT8),
+    ] = 0.97,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Samples that calibrate.", rich_help_panel=_INT8)
+    ] = 128,
+    judged: Annotated[int, typer.Option("--judged", min=1, help="Decisions that judge.", rich_help_panel=_INT8)] = 128,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Go on without images that cannot be read.", rich_help_panel=_INT8)
+    ] = False,
 ) -> None:
-    """Compile a checkpoint into a bundle, and prove that its scores are PyTorch's.
+    """Compile a checkpoint into a bundle, and prove that it decides as PyTorch does.
 
     Traces the trunk and the heads to ONNX, stores tokenizer, preprocessing and golden vectors, and runs them once.
-    An interrupted export leaves nothing behind.
+    An interrupted export leaves nothing behind; calibration goes on where it stopped.
+
+    With **--precision int8** the linear layers become int8 where the decisions stay within the budget, judged on
+    samples that did not calibrate. If no choice of layers keeps to it, nothing is written and the exit code is 3.
 
     **Examples**
 
         trunkline export ensemble.safetensors -o bundle/
 
         trunkline export merged.pt -o bundle/ --backbone local-dir:siglip2/ --bake instructions.txt
+
+        trunkline export merged.pt -o small/ --precision int8 --calibrate dataset.json --max-score-change 0.02
     """
     with exporter_libraries("export"):
+        from trunkline.calibration.compress import CompressOptions
+        from trunkline.calibration.draw import DrawOptions
+        from trunkline.calibration.outcome import Budget
+        from trunkline.calibration.ranges import Method
+        from trunkline.calibration.stage_plan import RangeOptions
         from trunkline.exporter.export import export
-    with progress_bar() as progress:
-        report = export(
-            checkpoint,
-            output,
-            backbone=backbone,
-            trunk_weights=trunk_weights,
-            bake=None if bake is None else read_instructions(bake),
-            overwrite=overwrite,
-            progress=progress,
+        from trunkline.exporter.options import ExportOptions
+    int8 = None
+    if precision == "int8":
+        compress = CompressOptions(
+            Budget(max_score_change, min_agreement), RangeOptions(None if method == "best" else Method(method))
         )
-    for finding in report.findings:
+        int8 = _int8(calibrate, images, judge, DrawOptions(samples, judged, skip_unreadable=skip_unreadable), compress)
+    elif calibrate or images or judge:
+        raise InputError("samples are given, but nothing is calibrated", fix="pass --precision int8 as well")
+    instructions = None if bake is None else read_instructions(bake)
+    with progress_bar() as progress:
+        options = ExportOptions(bake=instructions, int8=int8, overwrite=overwrite)
+        exported = export(
+            checkpoint, output, backbone=backbone, trunk_weights=trunk_weights, options=options, progress=progress
+        )
+        page = _write_report(output, progress) if report else None
+    for finding in exported.findings:
         say(f"{finding.severity}: {finding.problem} (`trunkline doctor` explains)")
+    for warning in exported.calibration.samples.warnings if exported.calibration else ():
+        say(f"note: {warning}")
     if json:
-        print_json(report)
+        print_json(exported)
         return
+    _show(exported)
+    if page is not None:
+        show(f"report: {page}")
+
+
+def _int8(
+    calibrate: Path | None, images: Path | None, judge: Path | None, draw: DrawOptions, compress: CompressOptions
+) -> Int8Options:
+    from trunkline.calibration.sources import open_samples
+    from trunkline.calibration.statistics_cache import default_folder
+    from trunkline.exporter.options import Int8Options
+
+    if calibrate is None:
+        raise InputError(
+            "int8 needs samples of what the robot sees",
+            expected="--calibrate DATA: a data set's JSON file, or a folder of images with instructions.txt",
+            found="no --calibrate",
+        )
+    return Int8Options(
+        samples=open_samples(calibrate, images),
+        judge=None if judge is None else open_samples(judge),
+        draw=draw,
+        compress=replace(compress, statistics=default_folder()),
+    )
+
+
+def _show(report: ExportReport) -> None:
     rows = [[name, size(count)] for name, count in report.stage_bytes.items()] + [["all", size(report.bundle_bytes)]]
     print_table(f"{report.output}, {len(report.members)} members", ["stage", "size"], rows)
     fused = report.parity.fused
     show(
         f"parity with PyTorch float32: largest score change {fused.max_score_change:.2g} "
         f"(allowed {report.parity.allowed_score_change:g}), "
-        f"{fused.decisions - fused.winners_changed} of {fused.decisions} winners the same"
+        f"{fused.decisions - fused.winners_changed - fused.winners_close} of {fused.decisions} winners the same"
     )
+    if report.calibration is not None:
+        _show_calibration(report.calibration)
+
+
+def _show_calibration(calibration: CalibrationRecord) -> None:
+    kinds = [layer.precision for layer in calibration.layers if layer.inputs is not None]
+    fused, budget = calibration.fused, calibration.budget
+    show(
+        f"{kinds.count('int8')} of {len(kinds)} linear layers in int8; on {fused.decisions} decisions judged "
+        f"with {calibration.backend}, the largest score change is {fused.max_score_change:.2g} (allowed "
+        f"{budget.max_score_change:g}) and {fused.winner_agreement:.1%} of winners are the same (asked for "
+        f"{budget.min_agreement:.1%})"
+    )
+
+
+def _write_report(output: Path, progress: Progress) -> Path:
+    from trunkline.exporter.report import write_report
+
+    page = output.with_name(f"{output.name}.html")
+    write_report(output, page, overwrite=True, progress=progress)
+    return page
 
 
 def read_instructions(file: Path) -> list[str]:

@@ -34,12 +34,14 @@ def command(
 
 def describe_bundle(path: Path) -> dict[str, Any]:
     """Facts of a bundle, checked."""
+    from trunkline.runtime.backends import described, named, names
     from trunkline.runtime.bundle import Bundle
 
     bundle = Bundle(path)
     manifest = bundle.manifest
     total = sum(entry.size for entry in manifest.files.values())
     text = manifest.text
+    here = [described(each) for each in map(named, names()) if each.available() is None]
     return {
         "kind": f"{manifest.kind} bundle, schema {manifest.schema}",
         "digest": bundle.digest,
@@ -58,6 +60,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         ],
         "parity at export": f"largest score change {manifest.parity.measured_score_change:.2g}, "
         f"{manifest.parity.winners_changed} of {manifest.parity.decisions} winners changed",
+        "back ends here, fastest first": here or "none; pip install 'trunkline[cpu]'",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.producer.items()),
     }
 

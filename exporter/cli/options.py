@@ -39,7 +39,11 @@ TrunkWeightsOption = Annotated[
     typer.Option("--trunk-weights", metavar="FILE", help="Weights of a built-in trunk."),
 ]
 
-_EXPORT_MODULES = ("torch", "torchvision", "open_clip", "timm", "transformers", "onnx", "onnxscript", "onnx_ir")
+_REPORT_MODULES = ("jinja2", "markupsafe", "matplotlib")
+_EXPORT_MODULES = (
+    *("torch", "torchvision", "open_clip", "timm", "transformers", "onnx", "onnxscript", "onnx_ir"),
+    *_REPORT_MODULES,
+)
 
 
 @contextmanager
@@ -48,13 +52,16 @@ def exporter_libraries(command: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXPORT_MODULES:
+        module = (error.name or "").partition(".")[0]
+        if module not in _EXPORT_MODULES:
             raise
-        raise TrunklineError(
-            f"`trunkline {command}` needs PyTorch and its relatives",
-            found=str(error),
-            fix="pip install 'trunkline[export]' on the workstation; a robot only needs the bundle",
-        ) from error
+        if module in _REPORT_MODULES:
+            needs, fix = "matplotlib and jinja2", "pip install matplotlib jinja2, which is all that a report needs here"
+            fix += "; on a workstation pip install 'trunkline[export]'"
+        else:
+            needs = "PyTorch and its relatives"
+            fix = "pip install 'trunkline[export]' on the workstation; a robot only needs the bundle"
+        raise TrunklineError(f"`trunkline {command}` needs {needs}", found=str(error), fix=fix) from error
 
 
 def reference_for(

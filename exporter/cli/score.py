@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from trunkline.exporter.cli.options import BackendOption, BundleArgument, JsonOption
-from trunkline.exporter.cli.output import print_json, print_table
+from trunkline.exporter.cli.output import print_json, print_table, show
 from trunkline.runtime.errors import CandidateError
 
 #: 4096 windows as JSON text stay well under this.
@@ -31,6 +31,7 @@ def command(
 
         trunkline score bundle/ --image frame.png --instruction "put the red block in the bowl" --candidates c.npy
     """
+    from trunkline.runtime.backends import described
     from trunkline.runtime.ensemble import load
     from trunkline.runtime.image import open_image
 
@@ -38,12 +39,13 @@ def command(
     picture = open_image(image)
     with load(bundle, backend=backend) as ensemble:
         decision = ensemble.score(picture, list(instruction), histories)
-        members = ensemble.members
+        members, ran_on = ensemble.members, described(ensemble.backend)
     if json:
         print_json(
             {
                 "instructions": instruction,
                 "members": members,
+                "backend": ran_on,
                 **vars(decision),
                 "disagreement": decision.disagreement,
             }
@@ -57,6 +59,7 @@ def command(
         for rank, index in enumerate(order, 1)
     ]
     print_table(f"best candidate: {decision.best}", ["rank", "candidate", "score", "disagreement", "instruction"], rows)
+    show(ran_on)
 
 
 def read_candidates(file: Path) -> Any:

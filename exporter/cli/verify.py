@@ -47,11 +47,12 @@ def command(
 
         trunkline verify bundle/ --against ensemble.safetensors
     """
+    from trunkline.runtime.backends import described
     from trunkline.runtime.ensemble import load
     from trunkline.runtime.parity import check_parity, require_parity
 
     with progress_bar() as progress, load(bundle, backend=backend, recheck=True, progress=progress) as ensemble:
-        golden = check_parity(ensemble, progress=progress)
+        golden, ran_on = check_parity(ensemble, progress=progress), described(ensemble.backend)
         fresh = None
         if against is not None:
             reference = reference_for("verify --against", against, backbone, trunk_weights, progress)
@@ -59,9 +60,9 @@ def command(
 
             fresh = verify_against(ensemble, reference, frames=frames, seed=seed, progress=progress)
     if json:
-        print_json({"golden": golden, "against": fresh})
+        print_json({"golden": golden, "against": fresh, "backend": ran_on})
     else:
-        _show(golden, fresh)
+        _show(golden, fresh, ran_on)
     require_parity(golden, bundle)
     if fresh is not None and not fresh.passed:
         raise ParityError(
@@ -73,7 +74,7 @@ def command(
         )
 
 
-def _show(golden: Any, fresh: Any) -> None:
+def _show(golden: Any, fresh: Any, ran_on: str) -> None:
     rows = [["golden vectors, fused", *_row(golden.fused)]]
     rows += [[f"golden vectors, member {index}", *_row(each)] for index, each in enumerate(golden.members)]
     if fresh is not None:
@@ -84,7 +85,7 @@ def _show(golden: Any, fresh: Any) -> None:
     passed = golden.passed and (fresh is None or fresh.passed)
     show(
         f"{golden.frames - golden.pixels_changed} of {golden.frames} frames preprocessed identically, "
-        f"{golden.ids_changed} instructions tokenised differently"
+        f"{golden.ids_changed} instructions tokenised differently, {ran_on}"
     )
     show("passed", "green") if passed else show("FAILED", "bold red")
 

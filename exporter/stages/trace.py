@@ -1,5 +1,8 @@
 """Traces a torch module into one stage of a bundle: an ONNX graph, and a weight file beside it.
 
+Three steps, so that one trace serves every variant of a stage: :func:`capture` runs the module once and records what it
+does, :func:`lower` writes the record in the operators of one opset, :func:`save` writes the files.
+
 Requires: a module whose forward takes the contract's inputs in order and returns its output.
 Ensures: inputs, output, names, types and varying dimensions of the graph are the contract's; weights above a few
 hundred bytes lie in one external file; nothing in the graph tells of the machine it was made on; the same module gives
@@ -59,61 +62,91 @@ def trace(module: nn.Module, contract: Contract, folder: Path) -> Stage:
     Raises:
         ExportError: the module cannot be traced, or the graph breaks the contract.
     """
-    model = _export(module, contract)
+    model = lower(capture(module, contract), contract, CPU_OPSET)
+    variant = save(model, contract, folder, CPU_VARIANT, "float32")
+    return Stage(inputs=contract.inputs, outputs=(contract.output,), variants={CPU_VARIANT: variant})
+
+
+def capture(module: nn.Module, contract: Contract) -> torch.export.ExportedProgram:
+    """Runs a module on an example and records it.
+
+    Raises:
+        ExportError: its code depends on the numbers it is given.
+    """
+    examples = tuple(_example(tensor) for tensor in contract.inputs)
+    with _quiet(), _explained(contract):
+        return torch.export.export(module.eval(), examples, dynamic_shapes=_varying(contract), strict=False)
+
+
+def lower(program: torch.export.ExportedProgram, contract: Contract, opset: int) -> onnx_ir.Model:
+    """Writes a record in the operators of an opset: float32, with readable names.
+
+    Args:
+        program: from :func:`capture`; it stays as it is and can be lowered again.
+        contract: the one it was captured with.
+        opset: ``CPU_OPSET`` or that of another variant.
+
+    Raises:
+        ExportError: torch knows no such operators, or the graph breaks the contract.
+    """
+    with _quiet(), _explained(contract):
+        written = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=_varying(contract),
+            input_names=[tensor.name for tensor in contract.inputs],
+            output_names=[contract.output.name],
+            verbose=False,
+        )
+    if written is None:
+        raise ExportError("torch traced nothing", where=f"stage {contract.name}")
+    model = written.model
     name_by_module(model)
     ClearMetadataAndDocStringPass()(model)
     model.producer_name, model.producer_version = "trunkline", None
     model.graph.name = contract.name
-    _check(model, contract)
+    check_contract(model, contract)
+    return model
+
+
+def save(model: onnx_ir.Model, contract: Contract, folder: Path, name: str, precision: str) -> Variant:
+    """Writes ``folder/<stage>/<name>.onnx`` and its weights; file names in the result are relative to the bundle."""
     target = folder / contract.name
-    target.mkdir(parents=True)
-    weights = f"{CPU_VARIANT}.weights"
-    onnx_ir.save(model, target / f"{CPU_VARIANT}.onnx", external_data=weights, size_threshold_bytes=INLINE_BYTES)
-    has_weights = (target / weights).is_file()
+    target.mkdir(parents=True, exist_ok=True)
+    weights = f"{name}.weights"
+    onnx_ir.save(model, target / f"{name}.onnx", external_data=weights, size_threshold_bytes=INLINE_BYTES)
     prefix = f"{folder.name}/{contract.name}/"
-    variant = Variant(
-        graph=f"{prefix}{CPU_VARIANT}.onnx",
-        weights=prefix + weights if has_weights else None,
-        opset=CPU_OPSET,
-        precision="float32",
+    return Variant(
+        graph=f"{prefix}{name}.onnx",
+        weights=prefix + weights if (target / weights).is_file() else None,
+        opset=model.opset_imports[""],
+        precision=precision,
     )
-    return Stage(inputs=contract.inputs, outputs=(contract.output,), variants={CPU_VARIANT: variant})
 
 
-def _export(module: nn.Module, contract: Contract) -> onnx_ir.Model:
-    varying = {
-        size: torch.export.Dim(size, min=1, max=MAX_ROWS)
-        for tensor in contract.inputs
-        for size in tensor.shape
-        if isinstance(size, str)
-    }
-    examples = tuple(_example(tensor) for tensor in contract.inputs)
-    shapes = tuple(
-        {axis: varying[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+def _varying(contract: Contract) -> tuple[dict[int, torch.export.Dim], ...]:
+    letters = {size for tensor in contract.inputs for size in tensor.shape if isinstance(size, str)}
+    dimensions = {letter: torch.export.Dim(letter, min=1, max=MAX_ROWS) for letter in sorted(letters)}
+    return tuple(
+        {axis: dimensions[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
         for tensor in contract.inputs
     )
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                module.eval(),
-                examples,
-                dynamo=True,
-                opset_version=CPU_OPSET,
-                dynamic_shapes=shapes,
-                input_names=[tensor.name for tensor in contract.inputs],
-                output_names=[contract.output.name],
-                verbose=False,
-            )
-        except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-            raise ExportError(
-                "torch cannot trace a stage",
-                where=f"stage {contract.name}",
-                found=str(error).strip()[:800],
-                fix="use the torch version of constraints.txt; for other models please report the architecture",
-            ) from error
-    if program is None:
-        raise ExportError("torch traced nothing", where=f"stage {contract.name}")
-    return program.model
+
+
+@contextlib.contextmanager
+def _explained(contract: Contract) -> Iterator[None]:
+    """Maps what torch raises."""
+    try:
+        yield
+    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        raise ExportError(
+            "torch cannot trace a stage",
+            where=f"stage {contract.name}",
+            found=str(error).strip()[:800],
+            fix="use the torch version of constraints.txt; for other models please report the architecture",
+        ) from error
 
 
 def _example(tensor: TensorSpec) -> torch.Tensor:
@@ -136,7 +169,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _check(model: onnx_ir.Model, contract: Contract) -> None:
+def check_contract(model: onnx_ir.Model, contract: Contract) -> None:
+    """Raises ExportError unless names, shapes and varying dimensions of a graph are the contract's."""
     wanted = [_shown(contract.inputs), _shown((contract.output,))]
     found = [_found(model.graph.inputs), _found(model.graph.outputs)]
     if found != wanted:

@@ -21,6 +21,7 @@ import torch
 
 from tests.kit import SMALL_MLP, random_checkpoint, random_member, save_training
 from tests.trunks import head_shape, save_trunk
+from trunkline.calibration.synthetic import frame, windows
 from trunkline.exporter import export as module
 from trunkline.exporter.against import verify_against
 from trunkline.exporter.checkpoint.members import Checkpoint
@@ -28,7 +29,7 @@ from trunkline.exporter.checkpoint.merge import merge
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.export import ExportReport, build, export, require_fit
-from trunkline.exporter.probes import frame, windows
+from trunkline.exporter.options import ExportOptions
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.trunk import Trunk, load_trunk
 from trunkline.runtime import Ensemble, load
@@ -124,7 +125,7 @@ def mlp_baked(tmp_path_factory: pytest.TempPathFactory, trunk: Trunk, trunk_fold
     shape = head_shape(shape=SMALL_MLP)
     paths = [save_training(random_member(shape, seed), folder / f"epoch_{seed}.pt", frozen) for seed in range(5)]
     merge(paths, folder / "merged.pt", backbone=f"local-dir:{trunk_folder}")
-    return export(folder / "merged.pt", folder / "bundle", bake=BAKE), folder
+    return export(folder / "merged.pt", folder / "bundle", options=ExportOptions(bake=BAKE)), folder
 
 
 def test_parity_of_five_mlp_members(mlp_baked: tuple[ExportReport, Path]) -> None:
@@ -162,7 +163,7 @@ def test_the_report_tells_what_lies_on_the_disk(mlp_baked: tuple[ExportReport, P
 def test_baked_instructions_score_as_the_text_tower_does(
     tmp_path: Path, trunk: Trunk, checkpoint: Checkpoint, ensemble: Ensemble
 ) -> None:
-    build(checkpoint, trunk, tmp_path / "baked", bake=BAKE)
+    build(checkpoint, trunk, tmp_path / "baked", options=ExportOptions(bake=BAKE))
     random = np.random.default_rng(5)
     with load(tmp_path / "baked") as baked:
         assert baked.bundle.manifest.text.instructions == ("Put the RED block in the bowl.", "open the drawer")
@@ -185,7 +186,7 @@ def test_many_instructions_are_baked_in_batches(
     tokens = []
     for batch in (16, 3):
         monkeypatch.setattr(module, "BAKE_BATCH", batch)
-        build(checkpoint, trunk, tmp_path / f"by{batch}", bake=names)
+        build(checkpoint, trunk, tmp_path / f"by{batch}", options=ExportOptions(bake=names))
         with load(tmp_path / f"by{batch}") as baked:
             tokens.append(baked.bundle.tensors("instructions.safetensors")["tokens"])
     assert tokens[0].shape == (7, trunk.context_length, trunk.width)
@@ -196,7 +197,7 @@ def test_many_instructions_are_baked_in_batches(
 @pytest.mark.parametrize("bake", [[], ["", "  "], ["!?."]])
 def test_nothing_to_bake(tmp_path: Path, trunk: Trunk, checkpoint: Checkpoint, bake: list[str]) -> None:
     with pytest.raises(ExportError, match=r"(?s)no instructions to bake.*--bake"):
-        build(checkpoint, trunk, tmp_path / "bundle", bake=bake)
+        build(checkpoint, trunk, tmp_path / "bundle", options=ExportOptions(bake=bake))
     assert left_in(tmp_path) == []
 
 
@@ -272,7 +273,7 @@ def test_an_output_that_exists(tmp_path: Path, trunk: Trunk, checkpoint: Checkpo
     (tmp_path / "dangling").symlink_to(tmp_path / "none")
     for name in ("file", "folder", "link", "dangling"):
         with pytest.raises(ExportError, match=r"(?s)exists already.*not a bundle.*another path"):
-            build(checkpoint, trunk, tmp_path / name, overwrite=True)
+            build(checkpoint, trunk, tmp_path / name, options=ExportOptions(overwrite=True))
     assert left_in(tmp_path) == ["dangling", "file", "folder", "link", "old"]
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(ExportError, match="exists already"):
@@ -285,7 +286,7 @@ def test_overwrite_replaces_the_whole_bundle(tmp_path: Path, trunk: Trunk, check
     output.mkdir()
     (output / "manifest.json").write_text("{}")
     (output / "stray").write_text("old")
-    build(checkpoint, trunk, output, overwrite=True)
+    build(checkpoint, trunk, output, options=ExportOptions(overwrite=True))
     assert left_in(tmp_path) == ["bundle"]
     assert left_in(output) == ["golden.safetensors", "manifest.json", "stages", "tokenizer.json"]
     with load(output) as ensemble:
@@ -331,7 +332,7 @@ def test_an_export_that_stops_half_way_leaves_nothing(
         (output / "manifest.json").write_text("old")
     monkeypatch.setattr(module, step, failure)
     with pytest.raises(error, match="No space left" if failure is full else None):
-        build(checkpoint, trunk, output, overwrite=overwrite)
+        build(checkpoint, trunk, output, options=ExportOptions(overwrite=overwrite))
     assert left_in(tmp_path) == (["bundle"] if overwrite else [])
     if overwrite:
         assert (output / "manifest.json").read_text() == "old"
@@ -353,7 +354,7 @@ def test_the_old_bundle_comes_back_when_the_last_step_fails(
 
     monkeypatch.setattr(Path, "rename", second_fails)
     with pytest.raises(ExportError, match=r"(?s)cannot write the bundle.*Input/output error"):
-        build(checkpoint, trunk, output, overwrite=True)
+        build(checkpoint, trunk, output, options=ExportOptions(overwrite=True))
     assert left_in(tmp_path) == ["bundle"]
     assert (output / "manifest.json").read_text() == "old"
 

@@ -18,6 +18,7 @@ from tests.kit import random_checkpoint, random_member, save_training
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.cli import app
 from trunkline.runtime import fusion
+from trunkline.runtime.backends import described, named, names
 
 COMMANDS = ("merge", "doctor", "export", "info", "verify", "score", "eval", "bench")
 
@@ -118,6 +119,18 @@ def test_info_of_a_bundle(bundle: Path) -> None:
     facts = json.loads(run("info", bundle, "--json").stdout)
     assert facts["kind"] == "verifier bundle, schema 1"
     assert len(facts["members"]) == 3
+    here = [described(named(name)) for name in names() if named(name).available() is None]
+    assert facts["back ends here, fastest first"] == here
+
+
+def test_results_say_which_back_end_ran(bundle: Path, frame: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "c.npy", np.ones((2, 10, 7), np.float32))
+    asked = ("score", bundle, "--image", frame, "--instruction", "go", "--candidates", tmp_path / "c.npy")
+    for name in names():
+        ran_on = described(named(name))
+        for words in (asked, ("verify", bundle), ("bench", bundle, "-n", 1)):
+            assert ran_on in run(*words, "--backend", name).stdout
+            assert json.loads(run(*words, "--backend", name, "--json").stdout)["backend"] == ran_on
 
 
 def test_verify_passes_and_fails(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

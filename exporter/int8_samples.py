@@ -1,0 +1,22 @@
+"""Samples for an int8 export: drawn and checked before anything is traced, which takes longer."""
+
+from __future__ import annotations
+
+from trunkline.calibration.bundle_needs import BundleNeeds, instruction_check
+from trunkline.calibration.draw import DrawnSamples, draw_samples
+from trunkline.exporter.options import Int8Options
+from trunkline.exporter.trunk import Trunk
+from trunkline.runtime.manifest import Manifest
+from trunkline.runtime.progress import Progress, silent
+
+
+def draw(options: Int8Options, draft: Manifest, trunk: Trunk, progress: Progress = silent) -> DrawnSamples:
+    """Draws the samples for a bundle that is about to be written.
+
+    Raises:
+        DatasetError: they cannot be used.
+        InputError: the numbers asked for are under 1.
+    """
+    tokenizer = trunk.tokenizer_json if draft.text.baked is None else None
+    needs = BundleNeeds(draft.actions, instruction_check(draft.text, tokenizer))
+    return draw_samples(options.samples, needs, options.draw, judge=options.judge, progress=progress)

@@ -1,0 +1,42 @@
+"""What a user may choose about an export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trunkline.calibration.compress import CompressOptions
+from trunkline.calibration.draw import DrawOptions
+from trunkline.calibration.samples import Samples
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """An int8 export.
+
+    Attributes:
+        samples: what calibrates.
+        judge: what the budget is judged on; by default a part of ``samples`` that does not calibrate.
+        draw: how many samples, and what happens with unreadable ones.
+        compress: budget, method, back end.
+    """
+
+    samples: Samples
+    judge: Samples | None = None
+    draw: DrawOptions = field(default_factory=DrawOptions)
+    compress: CompressOptions = field(default_factory=CompressOptions)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Attributes are independent of each other.
+
+    Attributes:
+        bake: instructions to store in place of the text tower.
+        int8: calibrate; None keeps every stage in float32.
+        overwrite: replace the output if it is a bundle.
+    """
+
+    bake: Sequence[str] | None = None
+    int8: Int8Options | None = None
+    overwrite: bool = False
