@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.kit import SMALL, random_checkpoint
 from tests.tokenizers_kit import save_bpe
-from trunkline.calibration.synthetic import frame, windows
+from trunkline.calibration.samples.synthetic import frame, windows
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble

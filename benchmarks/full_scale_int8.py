@@ -33,17 +33,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.full_scale import CANDIDATES, Published, log, machine, prepare, run_measured, write_into
-from trunkline.calibration.bundle_needs import BundleNeeds
-from trunkline.calibration.draw import DrawOptions, draw_samples
-from trunkline.calibration.linears import normalise, replace_constant
-from trunkline.calibration.ranges import Method
-from trunkline.calibration.rules import CPU
-from trunkline.calibration.smoothing import find_sites
-from trunkline.calibration.sources import open_samples
-from trunkline.calibration.stage_inputs import StageInputs
-from trunkline.calibration.stage_plan import RangeOptions, make_plan, save, watched_values
-from trunkline.calibration.statistics import collect
-from trunkline.calibration.watch import Watch
+from trunkline.calibration.int8.linears import normalise, replace_constant
+from trunkline.calibration.int8.ranges import Method
+from trunkline.calibration.int8.rules import CPU
+from trunkline.calibration.int8.smoothing import find_sites
+from trunkline.calibration.int8.stage_inputs import StageInputs
+from trunkline.calibration.int8.stage_plan import RangeOptions, make_plan, save, watched_values
+from trunkline.calibration.samples.bundle_needs import BundleNeeds
+from trunkline.calibration.samples.draw import DrawOptions, draw_samples
+from trunkline.calibration.samples.sources import open_samples
+from trunkline.calibration.statistics.collect import collect
+from trunkline.calibration.statistics.watch import Watch
 from trunkline.exporter.trunk import captured, unit_rows
 from trunkline.runtime import load
 from trunkline.runtime.backends import StageFiles
@@ -59,10 +59,10 @@ OUTLIERS = 6
 EXPORT = """
 import sys, time
 from pathlib import Path
-from trunkline.calibration.compress import CompressOptions
-from trunkline.calibration.draw import DrawOptions
-from trunkline.calibration.outcome import Budget
-from trunkline.calibration.sources import open_samples
+from trunkline.calibration.int8.compress import CompressOptions
+from trunkline.calibration.samples.draw import DrawOptions
+from trunkline.calibration.int8.outcome import Budget
+from trunkline.calibration.samples.sources import open_samples
 from trunkline.exporter.export import export
 from trunkline.exporter.options import ExportOptions, Int8Options
 checkpoint, output, data = map(Path, sys.argv[1:4])

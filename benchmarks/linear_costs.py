@@ -1,4 +1,4 @@
-"""What a linear layer costs in int8 and in float32, on each back end: the constants of calibration/rules.py.
+"""What a linear layer costs in int8 and in float32, on each back end: the constants of calibration/int8/rules.py.
 
     python benchmarks/linear_costs.py [--write docs/benchmarks.md]
 
@@ -22,9 +22,9 @@ import onnx_ir as ir
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.full_scale import machine, write_into
-from trunkline.calibration.linears import add_initializer
-from trunkline.calibration.placement import place_int8
-from trunkline.calibration.stage_plan import save
+from trunkline.calibration.int8.linears import add_initializer
+from trunkline.calibration.int8.placement import place_int8
+from trunkline.calibration.int8.stage_plan import save
 from trunkline.runtime.backends import StageFiles, onnxruntime, openvino
 from trunkline.runtime.manifest import Stage, TensorSpec
 

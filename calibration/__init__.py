@@ -1,7 +1,9 @@
 """Samples of what the robot sees, and what is done with them.
 
-- :func:`trunkline.calibration.dataset.read_dataset`: the published data set form;
-- :func:`trunkline.calibration.evaluation.draw_decisions` and ``evaluate``: how often the right window wins.
-
-Ranges, smoothing and the search for a mixed precision will live here too.
+- ``samples``: data sets and folders, split into samples that calibrate and samples that judge;
+- ``statistics``: what flows into linear layers, collected in one pass;
+- ``int8``: ranges, smoothing, placement, and the search for the fastest mix that keeps the decisions;
+- ``half``: float16 for GPUs, with float32 islands;
+- ``tensorrt_rules``: whether TensorRT would take a graph;
+- ``evaluation``: how often the right window wins.
 """

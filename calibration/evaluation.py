@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trunkline.calibration.dataset import Dataset, Sample
-from trunkline.calibration.pools import WindowPool
+from trunkline.calibration.samples.dataset import Dataset, Sample
+from trunkline.calibration.samples.pools import WindowPool
 from trunkline.runtime.errors import DatasetError, ImageError, InputError
 from trunkline.runtime.image import open_image
 from trunkline.runtime.progress import Progress, silent

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trunkline.calibration.synthetic import frame, windows
+from trunkline.calibration.samples.synthetic import frame, windows
 from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.runtime.ensemble import Ensemble

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from trunkline.calibration.compress import check_budget, compress
-from trunkline.calibration.draw import DrawnSamples
-from trunkline.calibration.outcome import CalibrationRecord
+from trunkline.calibration.int8.compress import check_budget, compress
+from trunkline.calibration.int8.outcome import CalibrationRecord
+from trunkline.calibration.samples.draw import DrawnSamples
 from trunkline.exporter.checkpoint.doctor import Finding, refuse_fatal
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.checkpoint.read import digest_tensors, read_checkpoint

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save_file
 
-from trunkline.calibration.samples import CalibrationSample, Camera
-from trunkline.calibration.synthetic import candidates_for, frame, windows
+from trunkline.calibration.samples.sample import CalibrationSample, Camera
+from trunkline.calibration.samples.synthetic import candidates_for, frame, windows
 from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.runtime.image import to_pixels

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trunkline.calibration.bundle_needs import BundleNeeds, instruction_check
-from trunkline.calibration.draw import DrawnSamples, draw_samples
+from trunkline.calibration.samples.bundle_needs import BundleNeeds, instruction_check
+from trunkline.calibration.samples.draw import DrawnSamples, draw_samples
 from trunkline.exporter.options import Int8Options
 from trunkline.exporter.trunk import Trunk
 from trunkline.runtime.manifest import Manifest

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trunkline.calibration.compress import CompressOptions
-from trunkline.calibration.draw import DrawOptions
-from trunkline.calibration.samples import Samples
+from trunkline.calibration.int8.compress import CompressOptions
+from trunkline.calibration.samples.draw import DrawOptions
+from trunkline.calibration.samples.sample import Samples
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.bundles import copied, edit_manifest, put
-from trunkline.calibration.outcome import (
+from trunkline.calibration.int8.outcome import (
     CALIBRATION_NAME,
     FORMAT,
     SCHEMA,

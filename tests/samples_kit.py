@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.datasets_kit import content, save
-from trunkline.calibration.bundle_needs import BundleNeeds
-from trunkline.calibration.samples import CalibrationSample, Picture, WindowForm
-from trunkline.calibration.synthetic import frame
+from trunkline.calibration.samples.bundle_needs import BundleNeeds
+from trunkline.calibration.samples.sample import CalibrationSample, Picture, WindowForm
+from trunkline.calibration.samples.synthetic import frame
 from trunkline.runtime.errors import ImageError
 from trunkline.runtime.manifest import ActionsEntry
 

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from trunkline.calibration.statistics import StageInput
+from trunkline.calibration.statistics.collect import StageInput
 
 WIDTH, HIDDEN, OUT, TOKENS = 8, 16, 4, 5
 #: Every value that a linear layer reads: an input of the graph, and one from inside.

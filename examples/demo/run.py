@@ -1,6 +1,6 @@
-"""The whole path on real input, up to 200 held-out decisions in PyTorch and from the bundle, side by side.
+"""The whole path on real input, up to held-out decisions in PyTorch, from a float32 and from an int8 bundle.
 
-    python examples/demo/run.py [--samples 200] [--out build/demo]
+    python examples/demo/run.py [--samples 1000] [--pytorch 200] [--out build/demo]
 
 Every step is an ordinary command and is shown before it runs.
 """
@@ -44,25 +44,42 @@ def one_candidate_file(data: Path, out: Path) -> tuple[Path, str, Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=1000, help="held-out decisions, float32 against int8")
+    parser.add_argument("--pytorch", type=int, default=200, help="how many of them are taken in PyTorch as well")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo")
     arguments = parser.parse_args()
     started = time.monotonic()
     out = arguments.out.resolve()
-    data, ensemble, bundle = out / "data", out / "ensemble.safetensors", out / "bundle"
-    generate = [sys.executable, HERE / "dataset.py", "--out", data, "--samples", arguments.samples, "--seed", 7]
-    step("held-out camera images, instructions and action windows of a simulated table", *generate)
+    data, seen, ensemble = out / "data", out / "calibration", out / "ensemble.safetensors"
+    float32, int8 = out / "float32", out / "int8"
+    generate = [sys.executable, HERE / "dataset.py", "--out"]
+    step(
+        "held-out camera images, instructions and action windows of a simulated table",
+        *[*generate, data, "--samples", arguments.samples, "--seed", 7],
+    )
+    step("others, to calibrate int8 with", *generate, seen, "--samples", 400, "--seed", 11)
     step("three late epochs of one run become one file", COMMAND, "merge", *members(), "-o", ensemble)
     step("is anything wrong with it?", COMMAND, "doctor", ensemble)
-    step("trunk and heads become one bundle", COMMAND, "export", ensemble, "-o", bundle, "--overwrite")
-    step("does it score as PyTorch does, on fresh input?", COMMAND, "verify", bundle, "--against", ensemble)
+    step("trunk and heads become one bundle", COMMAND, "export", ensemble, "-o", float32, "--overwrite")
+    step("does it score as PyTorch does, on fresh input?", COMMAND, "verify", float32, "--against", ensemble)
+    quantise = ["--precision", "int8", "--calibrate", seen / "dataset.json"]
+    step("the same in int8, within a budget", COMMAND, "export", ensemble, "-o", int8, "--overwrite", *quantise)
     image, instruction, candidates = one_candidate_file(data, out)
     asked = ["--image", image, "--instruction", instruction, "--candidates", candidates]
-    step("one decision; candidate 0 is what the expert did", COMMAND, "score", bundle, *asked)
-    held_out = ["--dataset", data / "dataset.json", "--samples", arguments.samples, "--against", ensemble]
-    step("decisions among 20 candidates, PyTorch and bundle side by side", COMMAND, "eval", bundle, *held_out)
-    step("how long does a call take here?", COMMAND, "bench", bundle, "-n", 50)
-    print(f"\nDone in {time.monotonic() - started:.0f} s. The bundle is {bundle}.")
+    step("one decision; candidate 0 is what the expert did", COMMAND, "score", int8, *asked)
+    held_out = ["--dataset", data / "dataset.json", "--samples"]
+    step(
+        "decisions among 20 candidates, PyTorch and float32 side by side",
+        *[COMMAND, "eval", float32, *held_out, arguments.pytorch, "--against", ensemble],
+    )
+    step(
+        "more of them, float32 and int8 side by side",
+        *[COMMAND, "eval", int8, *held_out, arguments.samples, "--beside", float32],
+    )
+    step("how long does a call take here?", COMMAND, "bench", int8, "-n", 50)
+    sizes = [sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) for bundle in (float32, int8)]
+    print(f"\n{float32}: {sizes[0] / 1e6:.2f} MB\n{int8}: {sizes[1] / 1e6:.2f} MB, {sizes[1] / sizes[0]:.3f} of it")
+    print(f"Done in {time.monotonic() - started:.0f} s. {int8}.html shows what int8 cost.")
 
 
 def members() -> list[Path]:

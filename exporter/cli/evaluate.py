@@ -55,8 +55,8 @@ def command(
 
         trunkline eval int8/ --dataset data/dataset.json --samples 1000 --beside float32/
     """
-    from trunkline.calibration.dataset import read_dataset
     from trunkline.calibration.evaluation import agreement, draw_decisions, evaluate
+    from trunkline.calibration.samples.dataset import read_dataset
     from trunkline.runtime.ensemble import load
 
     data = read_dataset(dataset, images)
@@ -90,7 +90,11 @@ def command(
         summaries = {name: _summary(each, members) for name, each in columns.items()}
         print_json({"pytorch": None, "beside": None, **summaries, "same": same, "used_in_calibration": reused})
         return
-    titles = {"pytorch": "PyTorch", "beside": str(beside), "bundle": str(bundle) if beside else "bundle"}
+    titles = {
+        "pytorch": "PyTorch",
+        "beside": beside.name if beside else "",
+        "bundle": bundle.name if beside else "bundle",
+    }
     _show({titles[name]: each for name, each in columns.items()}, members)
     for name, each in same.items():
         show(
@@ -111,9 +115,9 @@ def _scorer(ensemble: Any) -> Any:
 
 def _reused(bundle: Any, evaluation: Any) -> Any:
     """Which evaluated samples calibrated the bundle; None for a bundle that was not calibrated."""
-    from trunkline.calibration.dataset_samples import sample_of
-    from trunkline.calibration.outcome import read_calibration
-    from trunkline.calibration.overlap import overlap
+    from trunkline.calibration.int8.outcome import read_calibration
+    from trunkline.calibration.samples.dataset_samples import sample_of
+    from trunkline.calibration.samples.overlap import overlap
 
     calibration = read_calibration(bundle)
     if calibration is None:

@@ -13,9 +13,9 @@ from trunkline.exporter.cli.output import print_json, print_table, progress_bar,
 from trunkline.runtime.errors import InputError, InstructionError
 
 if TYPE_CHECKING:
-    from trunkline.calibration.compress import CompressOptions
-    from trunkline.calibration.draw import DrawOptions
-    from trunkline.calibration.outcome import CalibrationRecord
+    from trunkline.calibration.int8.compress import CompressOptions
+    from trunkline.calibration.int8.outcome import CalibrationRecord
+    from trunkline.calibration.samples.draw import DrawOptions
     from trunkline.exporter.export import ExportReport
     from trunkline.exporter.options import Int8Options
     from trunkline.runtime.progress import Progress
@@ -96,11 +96,11 @@ def command(
         trunkline export merged.pt -o small/ --precision int8 --calibrate dataset.json --max-score-change 0.02
     """
     with exporter_libraries("export"):
-        from trunkline.calibration.compress import CompressOptions
-        from trunkline.calibration.draw import DrawOptions
-        from trunkline.calibration.outcome import Budget
-        from trunkline.calibration.ranges import Method
-        from trunkline.calibration.stage_plan import RangeOptions
+        from trunkline.calibration.int8.compress import CompressOptions
+        from trunkline.calibration.int8.outcome import Budget
+        from trunkline.calibration.int8.ranges import Method
+        from trunkline.calibration.int8.stage_plan import RangeOptions
+        from trunkline.calibration.samples.draw import DrawOptions
         from trunkline.exporter.export import export
         from trunkline.exporter.options import ExportOptions
     int8 = None
@@ -133,8 +133,8 @@ def command(
 def _int8(
     calibrate: Path | None, images: Path | None, judge: Path | None, draw: DrawOptions, compress: CompressOptions
 ) -> Int8Options:
-    from trunkline.calibration.sources import open_samples
-    from trunkline.calibration.statistics_cache import default_folder
+    from trunkline.calibration.samples.sources import open_samples
+    from trunkline.calibration.statistics.cache import default_folder
     from trunkline.exporter.options import Int8Options
 
     if calibrate is None:

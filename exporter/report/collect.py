@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trunkline.calibration.outcome import CalibrationRecord, read_calibration
+from trunkline.calibration.int8.outcome import CalibrationRecord, read_calibration
 from trunkline.exporter.report.beside import put_beside, read_golden, run_golden
 from trunkline.exporter.report.content import FORMAT, SCHEMA, BundleFacts, Report, StageForm
 from trunkline.exporter.report.machine import describe_machine

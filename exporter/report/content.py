@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trunkline.calibration.outcome import CalibrationRecord
+from trunkline.calibration.int8.outcome import CalibrationRecord
 from trunkline.runtime.image import ImageSpec
 from trunkline.runtime.manifest import ActionsEntry, MemberEntry, ParityEntry, TextEntry, TrunkEntry
 from trunkline.runtime.parity import Comparison, ParityReport

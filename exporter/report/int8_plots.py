@@ -9,7 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from trunkline.calibration.outcome import Budget, CalibrationRecord, LayerOutcome, ScorePairs, SearchStep, Sensitivity
+from trunkline.calibration.int8.outcome import (
+    Budget,
+    CalibrationRecord,
+    LayerOutcome,
+    ScorePairs,
+    SearchStep,
+    Sensitivity,
+)
 from trunkline.exporter.report.blocks import Plot
 from trunkline.exporter.report.drawing import COLOURS, draw, label
 from trunkline.exporter.report.precision_map import kind_of, path_and_number

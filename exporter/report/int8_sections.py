@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from trunkline.calibration.outcome import CalibrationRecord, Damage, LayerOutcome, SearchStep
+from trunkline.calibration.int8.outcome import CalibrationRecord, Damage, LayerOutcome, SearchStep
 from trunkline.exporter.report.blocks import Block, Paragraph, Plots, Section, Steps, Table
 from trunkline.exporter.report.int8_plots import noise_plots, score_plots, sensitivity_plots, trial_plot
 from trunkline.exporter.report.precision_map import precision_maps, reason

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trunkline.calibration.outcome import CalibrationRecord, LayerOutcome, SearchStep
+from trunkline.calibration.int8.outcome import CalibrationRecord, LayerOutcome, SearchStep
 from trunkline.exporter.report.blocks import Cell, PrecisionMap
 from trunkline.exporter.report.words import few_digits
 

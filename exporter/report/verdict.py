@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trunkline.calibration.outcome import CalibrationRecord
+from trunkline.calibration.int8.outcome import CalibrationRecord
 from trunkline.exporter.report.content import Verdict
 from trunkline.exporter.report.words import few_digits, percent, share
 from trunkline.runtime.errors import ParityError

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.datasets_kit import WINDOWS, changed, content, save, window
-from trunkline.calibration.dataset import Dataset, read_dataset
 from trunkline.calibration.evaluation import (
     DecisionCase,
     Floats,
@@ -23,6 +22,7 @@ from trunkline.calibration.evaluation import (
     evaluate,
     wilson,
 )
+from trunkline.calibration.samples.dataset import Dataset, read_dataset
 from trunkline.runtime.errors import DatasetError, InputError
 
 

@@ -32,8 +32,8 @@ from trunkline.calibration.half import (
     to_half,
 )
 from trunkline.calibration.half_ranges import largest_values
-from trunkline.calibration.linears import find_linears, normalise
-from trunkline.calibration.placement import place_int8
+from trunkline.calibration.int8.linears import find_linears, normalise
+from trunkline.calibration.int8.placement import place_int8
 from trunkline.calibration.tensorrt_rules import violations
 from trunkline.exporter.stages.towers import VisionStage
 from trunkline.exporter.stages.trace import capture

@@ -21,7 +21,7 @@ import torch
 
 from tests.kit import SMALL_MLP, random_checkpoint, random_member, save_training
 from tests.trunks import head_shape, save_trunk
-from trunkline.calibration.synthetic import frame, windows
+from trunkline.calibration.samples.synthetic import frame, windows
 from trunkline.exporter import export as module
 from trunkline.exporter.against import verify_against
 from trunkline.exporter.checkpoint.members import Checkpoint

@@ -14,7 +14,7 @@ import pytest
 
 from tests.bundles import copied, edit_manifest, put
 from tests.calibration_kit import BUDGET, beyond_budget, calibrated, calibration_record, damage
-from trunkline.calibration.outcome import CalibrationRecord, LayerOutcome, ScorePairs, SearchStep
+from trunkline.calibration.int8.outcome import CalibrationRecord, LayerOutcome, ScorePairs, SearchStep
 from trunkline.exporter.cli.output import plain
 from trunkline.exporter.report import Report, collect, render, write_report
 from trunkline.exporter.report.blocks import Plots, Table

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from tests.half_stages import STAGES, contract_of, feed, manifest_of, single
-from trunkline.calibration.linears import find_linears, normalise
+from trunkline.calibration.int8.linears import find_linears, normalise
 from trunkline.calibration.tensorrt_rules import violations
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble

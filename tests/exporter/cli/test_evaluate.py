@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.samples_kit import save_scenes
-from trunkline.calibration import outcome
-from trunkline.calibration.dataset import read_dataset
-from trunkline.calibration.dataset_samples import DatasetSamples
-from trunkline.calibration.overlap import short_digests
+from trunkline.calibration.int8 import outcome
+from trunkline.calibration.samples.dataset import read_dataset
+from trunkline.calibration.samples.dataset_samples import DatasetSamples
+from trunkline.calibration.samples.overlap import short_digests
 from trunkline.exporter.cli import app
 
 

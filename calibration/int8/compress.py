@@ -1,0 +1,291 @@
+"""Turns a float32 bundle that is being written into an int8 one that keeps its decisions.
+
+Samples in; statistics of what flows into every linear layer; smoothing and ranges; a search for the fastest mix of int8
+and float within a budget; new stages and a record of all that in the bundle. Nothing here needs PyTorch.
+
+Everything is a function of the bundle, the samples and the options, so two runs give the same bytes, and a run that was
+interrupted goes on from the statistics that it had collected.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from trunkline.calibration.int8.judge import Judge, Verdict
+from trunkline.calibration.int8.linears import block_of
+from trunkline.calibration.int8.outcome import (
+    CALIBRATION_NAME,
+    FORMAT,
+    SCHEMA,
+    Budget,
+    CalibrationRecord,
+    LayerOutcome,
+    LayerPrecision,
+    SampleSummary,
+    ScorePairs,
+)
+from trunkline.calibration.int8.rules import CPU, PlacementRules
+from trunkline.calibration.int8.search import SearchResult, cost_ms, search
+from trunkline.calibration.int8.stage_inputs import StageInputs
+from trunkline.calibration.int8.stage_plan import Choice, RangeOptions, StagePlan, make_plan, watched_values
+from trunkline.calibration.samples.coverage import coverage
+from trunkline.calibration.samples.draw import DrawnSamples
+from trunkline.calibration.samples.sample import CalibrationSample
+from trunkline.calibration.statistics.collect import Inputs, collect
+from trunkline.calibration.statistics.watch import Watch
+from trunkline.runtime import record
+from trunkline.runtime.backends import StageFiles
+from trunkline.runtime.ensemble import Ensemble, load
+from trunkline.runtime.errors import InputError, ParityError
+from trunkline.runtime.manifest import Manifest, Stage, list_files, write_manifest
+from trunkline.runtime.parity import golden_calls
+from trunkline.runtime.progress import Progress, silent
+
+VARIANT = "cpu"
+#: The search leaves this share of the budget to other back ends, which round a little differently.
+HEADROOM = 0.1
+#: Scores that are kept for plotting.
+MAX_PAIRS = 600
+#: Below this, a budget is for float32: see docs/design.md.
+SMALLEST_BUDGET = 1e-4
+
+DEFAULT_BUDGET = Budget(max_score_change=0.05, min_agreement=0.97)
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """What the int8 ensemble may do to decisions, and how it is made.
+
+    Attributes:
+        budget: what is allowed, on the judging samples.
+        ranges: how activation ranges are chosen.
+        rules: which layers may become int8.
+        statistics: folder in which collected statistics are remembered; None to remember none.
+        backend: what judges; by default the fastest installed.
+        threads: of the back end.
+    """
+
+    budget: Budget = DEFAULT_BUDGET
+    ranges: RangeOptions = field(default_factory=RangeOptions)
+    rules: PlacementRules = CPU
+    statistics: Path | None = None
+    backend: str | None = None
+    threads: int | None = None
+
+
+def check_budget(budget: Budget) -> None:
+    """Refuses a budget that no int8 bundle can meet.
+
+    Raises:
+        InputError: the score change is not above what float32 itself may change, or the agreement is no share.
+    """
+    if not SMALLEST_BUDGET < budget.max_score_change <= 2 or not 0 <= budget.min_agreement <= 1:
+        raise InputError(
+            "the budget for int8 cannot be met or cannot be missed",
+            expected=f"a score change above {SMALLEST_BUDGET:g}, up to 2, and an agreement from 0 to 1",
+            found=f"{budget.max_score_change:g} and {budget.min_agreement:g}",
+            fix=f"int8 moves scores by about {DEFAULT_BUDGET.max_score_change / 2:g}; for scores that do not move, "
+            "export with float32",
+        )
+
+
+def compress(
+    folder: Path, samples: DrawnSamples, options: CompressOptions | None = None, progress: Progress = silent
+) -> CalibrationRecord:
+    """Rewrites the float32 bundle in ``folder``, which nobody may be using, as int8.
+
+    Args:
+        folder: a bundle as ``trunkline export`` writes it.
+        samples: as :func:`trunkline.calibration.samples.draw.draw_samples` draws them.
+        options: budget, method and so on.
+        progress: counts samples, layers and trials.
+
+    Raises:
+        InputError: the budget cannot be met by any int8 bundle.
+        ParityError: no choice of int8 layers keeps the decisions within the budget.
+        BackendError: a stage cannot be compiled or run, or computes NaN.
+    """
+    options = options or CompressOptions()
+    check_budget(options.budget)
+    with tempfile.TemporaryDirectory(prefix=".int8.", dir=folder.parent) as work:
+        with load(folder, backend=options.backend, threads=options.threads) as ensemble:
+            plans = make_plans(ensemble, samples.calibrating, options, Path(work), progress)
+            judge = Judge(ensemble, decisions(ensemble, samples.judging), progress)
+            aim = replace(options.budget, max_score_change=options.budget.max_score_change * (1 - HEADROOM))
+            found = search(plans, judge, aim, options.rules, Path(work) / "trials", progress)
+            _require_met(found, options.budget, samples.name)
+            warnings = [each.message for each in (*samples.warnings, *coverage(judge.contexts()).warnings)]
+            result = _record(plans, found, _summary(samples, warnings), options, _backend(ensemble))
+            manifest = ensemble.bundle.manifest
+        # Closed by now, so that nothing maps the files that are replaced.
+        stages = {name: _rewrite(plans[name], found.assignment[name], folder) for name in plans}
+    _finish(folder, replace(manifest, stages={**manifest.stages, **stages}), result)
+    return result
+
+
+def make_plans(
+    ensemble: Ensemble,
+    samples: Sequence[CalibrationSample],
+    options: CompressOptions,
+    work: Path,
+    progress: Progress = silent,
+) -> dict[str, StagePlan]:
+    """Collects statistics and plans every stage.
+
+    Args:
+        ensemble: the float32 bundle, loaded.
+        samples: what calibrates.
+        options: ranges, rules, and where statistics are remembered.
+        work: folder for the prepared graphs.
+        progress: counts samples and inputs of layers.
+    """
+    plans = {}
+    with StageInputs(ensemble, samples) as inputs:
+        for name, stage in ensemble.bundle.manifest.stages.items():
+            graph = ensemble.bundle.root / stage.variants[VARIANT].graph
+            fed, statistics = inputs.of(name), {}
+            if fed:
+                with Watch(name, graph, watched_values(graph, options.rules), options.threads) as watch:
+                    step = f"collecting ranges of {name}"
+                    statistics = collect(watch, fed, options.statistics, _named(progress, step))
+            files = StageFiles(name, stage, b"", graph.parent)
+            plans[name] = make_plan(
+                files,
+                statistics,
+                work / name,
+                ranges=options.ranges,
+                rules=options.rules,
+                runs=max(1, len(fed)),
+                progress=_named(progress, f"choosing ranges of {name}"),
+            )
+    return plans
+
+
+def _named(progress: Progress, step: str) -> Progress:
+    return lambda _, done, total: progress(step, done, total)
+
+
+def decisions(ensemble: Ensemble, samples: Sequence[CalibrationSample]) -> list[Inputs]:
+    """Inputs of what the budget is judged on: samples, and the golden vectors, by which devices judge the bundle."""
+    instructions = ensemble.bundle.manifest.parity.instructions
+    golden = [
+        ensemble.inputs(frame, [instruction], histories)
+        for frame, histories in golden_calls(ensemble)
+        for instruction in instructions
+    ]
+    with StageInputs(ensemble, samples) as inputs:
+        return [*inputs.whole(), *golden]
+
+
+def _require_met(found: SearchResult, budget: Budget, where: str) -> None:
+    kinds = [kind for choice in found.assignment.values() for kind in choice.values()]
+    if found.met and "int8" in kinds:
+        return
+    damage = found.all_int8.fused
+    raise ParityError(
+        "no choice of int8 layers keeps the decisions within the budget",
+        where=where,
+        expected=f"scores within {budget.max_score_change:g}, less {HEADROOM:.0%} that is left to other back ends, and "
+        f"the same winner in {budget.min_agreement:.1%} of decisions",
+        found=f"in int8 throughout, a score moves by {damage.max_score_change:.3g} and winners agree in "
+        f"{damage.winner_agreement:.1%} of {damage.decisions}; only without int8 arithmetic does the budget hold",
+        fix="allow more (--max-score-change, --min-agreement), calibrate on more samples, or export float32",
+    )
+
+
+def _backend(ensemble: Ensemble) -> str:
+    return f"{ensemble.backend.NAME} {ensemble.backend.version()}"
+
+
+def _summary(samples: DrawnSamples, warnings: Sequence[str]) -> SampleSummary:
+    return SampleSummary(
+        source=samples.name,
+        calibrating=len(samples.calibrating),
+        judging=len(samples.judging),
+        digests=samples.digests,
+        warnings=tuple(warnings),
+        skipped=(*samples.unreadable, *samples.noise),
+    )
+
+
+def _record(
+    plans: Mapping[str, StagePlan],
+    found: SearchResult,
+    samples: SampleSummary,
+    options: CompressOptions,
+    backend: str,
+) -> CalibrationRecord:
+    layers = [
+        _outcome(plan, name, found.assignment[stage].get(name, "float32"))
+        for stage, plan in plans.items()
+        for name in (*plan.layers, *plan.others)
+    ]
+    return CalibrationRecord(
+        format=FORMAT,
+        schema=SCHEMA,
+        method="best" if options.ranges.method is None else options.ranges.method.name,
+        backend=backend,
+        budget=options.budget,
+        samples=samples,
+        layers=tuple(layers),
+        sensitivities=found.sensitivities,
+        steps=found.steps,
+        all_int8=found.all_int8.fused,
+        fused=found.verdict.fused,
+        members=found.verdict.members,
+        scores=_pairs(found.verdict),
+        cost_int8=cost_ms(plans, found.assignment, options.rules),
+        cost_float32=cost_ms(plans, {}, options.rules),
+    )
+
+
+def _outcome(plan: StagePlan, name: str, precision: LayerPrecision) -> LayerOutcome:
+    layer = plan.layers.get(name)
+    if layer is None:
+        return LayerOutcome(plan.name, block_of(name), name, precision)
+    return LayerOutcome(
+        stage=plan.name,
+        block=layer.block,
+        name=name,
+        precision=precision,
+        inputs=layer.inputs,
+        outputs=layer.outputs,
+        signal_to_noise_db=round(layer.signal_to_noise_db, 2),
+        smoothing=layer.smoothing,
+        clipped=round(layer.clipped, 4),
+    )
+
+
+def _pairs(verdict: Verdict) -> ScorePairs:
+    reference, found = (np.concatenate(each)[:MAX_PAIRS] for each in (verdict.reference, verdict.found))
+    return ScorePairs(*(tuple(round(float(score), 6) for score in scores) for scores in (reference, found)))
+
+
+def _rewrite(plan: StagePlan, choice: Choice, folder: Path) -> Stage:
+    """Writes a stage over its float32 form, and returns its manifest entry."""
+    variant = plan.stage.variants[VARIANT]
+    target = (folder / variant.graph).parent
+    for file in (variant.graph, variant.weights):
+        if file is not None:
+            (folder / file).unlink()
+    plan.write(choice, target)
+    weights = f"{Path(variant.graph).parent}/{VARIANT}.weights"
+    kinds = sorted({choice.get(name, "float32") for name in plan.layers} | set(choice.values()))
+    written = replace(
+        variant, weights=weights if (folder / weights).is_file() else None, precision="+".join(kinds) or "float32"
+    )
+    return replace(plan.stage, variants={VARIANT: written})
+
+
+def _finish(folder: Path, manifest: Manifest, result: CalibrationRecord) -> None:
+    """Writes the record and the manifest, with the budget as the gate from now on."""
+    (folder / CALIBRATION_NAME).write_bytes(record.encode(result, compact=True))
+    allowed = result.budget.max_score_change
+    # A winner can only change where two scores moved towards each other by its margin in all.
+    parity = replace(manifest.parity, calibration=CALIBRATION_NAME, max_score_change=allowed, margin=2 * allowed)
+    write_manifest(list_files(replace(manifest, parity=parity), folder), folder)

@@ -1,0 +1,157 @@
+"""What does another form of a stage do to the ensemble's decisions?
+
+The judge takes decisions once with the bundle as it is (the reference), and again with any of its stages replaced. Work
+that a replacement does not touch is not repeated: results are kept per stage and per form of everything upstream.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.calibration.int8.outcome import Damage
+from trunkline.runtime import fusion
+from trunkline.runtime.backends import StageFiles
+from trunkline.runtime.ensemble import Ensemble
+from trunkline.runtime.parity import spearman
+from trunkline.runtime.progress import Progress, silent
+
+Floats = NDArray[np.float32]
+#: What the stages are fed for one decision: ``pixels``, ``ids`` or ``tokens``, ``history``, each with one row or more.
+Inputs = Mapping[str, NDArray[np.generic]]
+
+#: Forms of each stage whose results are kept: the float32 one, and the last few that were tried.
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Damage of the fused decisions and of each member's own, and all scores, reference against found."""
+
+    fused: Damage
+    members: tuple[Damage, ...]
+    reference: tuple[Floats, ...]
+    found: tuple[Floats, ...]
+
+
+class Judge:
+    """Judges replacements of a bundle's stages. Not for several threads."""
+
+    def __init__(self, ensemble: Ensemble, decisions: Sequence[Inputs], progress: Progress = silent) -> None:
+        """Takes the decisions with the bundle's own stages.
+
+        Args:
+            ensemble: the float32 bundle, loaded; its back end runs the replacements too.
+            decisions: inputs of each decision, one frame and one instruction; see :meth:`Ensemble.inputs`.
+            progress: counts decisions.
+        """
+        self._ensemble = ensemble
+        self._decisions = decisions
+        self._outputs: OrderedDict[tuple[str, ...], list[Floats]] = OrderedDict()
+        self._contexts: list[Floats] = []
+        self._reference = self._score({}, progress)
+
+    def judge(self, replaced: Mapping[str, StageFiles], progress: Progress = silent) -> Verdict:
+        """Decides with some stages replaced.
+
+        Args:
+            replaced: stages in another form, by name; their folders and graphs tell forms apart.
+            progress: counts decisions of each stage that runs.
+
+        Raises:
+            BackendError: a stage cannot be compiled or run, or returns vectors that are not finite unit vectors.
+        """
+        fused, members = self._score(replaced, progress)
+        expected, expected_members = self._reference
+        return Verdict(
+            fused=damage(expected, fused),
+            members=tuple(
+                damage([each[k] for each in expected_members], [each[k] for each in members])
+                for k in range(len(members[0]))
+            ),
+            reference=tuple(expected),
+            found=tuple(fused),
+        )
+
+    def contexts(self) -> Floats:
+        """(decisions, E) float32: mean context vectors of the members, as the bundle itself computes them."""
+        return np.stack([context[:, 0].mean(axis=0) for context in self._contexts])
+
+    def _score(self, replaced: Mapping[str, StageFiles], progress: Progress) -> tuple[list[Floats], list[Floats]]:
+        """Fused scores (N,) and members' scores (K, N) of each decision."""
+        forms = {name: f"{files.folder} {hash(files.graph)}" for name, files in replaced.items()}
+        vision, text = forms.get("vision", ""), forms.get("text", "")
+        decisions = self._decisions
+        patches = self._run("vision", (vision,), replaced, _picked(decisions, "pixels"), progress)
+        if "text" in self._ensemble.bundle.manifest.stages:
+            tokens = self._run("text", (text,), replaced, _picked(decisions, "ids"), progress)
+        else:
+            tokens = [np.asarray(each["tokens"], np.float32) for each in decisions]  # baked
+        read = [{"patches": frame, "tokens": words} for frame, words in zip(patches, tokens, strict=True)]
+        contexts = self._run("context", (vision, text, forms.get("context", "")), replaced, read, progress)
+        self._contexts = self._contexts or contexts
+        actions = self._run("action", (forms.get("action", ""),), replaced, _picked(decisions, "history"), progress)
+        fused, members = [], []
+        for context, action in zip(contexts, actions, strict=True):
+            scores, by_member = fusion.fuse(context, action)  # (1, N), (K, 1, N)
+            fused.append(scores[0])
+            members.append(by_member[:, 0])
+        return fused, members
+
+    def _run(
+        self,
+        stage: str,
+        forms: tuple[str, ...],
+        replaced: Mapping[str, StageFiles],
+        inputs: Sequence[Inputs],
+        progress: Progress,
+    ) -> list[Floats]:
+        """The stage's output for every decision, with inputs that were seen before not run again."""
+        key = (stage, *forms)
+        if key in self._outputs:
+            self._outputs.move_to_end(key)
+            return self._outputs[key]
+        session = self._ensemble.open_stage(stage, replaced.get(stage))
+        try:
+            known: dict[tuple[bytes, ...], Floats] = {}
+            outputs = []
+            for index, fed in enumerate(inputs):
+                progress(f"judging {stage}", index, len(inputs))
+                content = tuple(np.ascontiguousarray(array).tobytes() for array in fed.values())
+                if content not in known:
+                    (known[content],) = session.run(fed).values()
+                outputs.append(known[content])
+        finally:
+            session.close()
+        progress(f"judging {stage}", len(inputs), len(inputs))
+        self._outputs[key] = outputs
+        self._forget(stage)
+        return outputs
+
+    def _forget(self, stage: str) -> None:
+        """Drops the oldest results of a stage; those of the bundle's own form stay."""
+        keys = [key for key in self._outputs if key[0] == stage and any(key[1:])]
+        for key in keys[: max(0, len(keys) - _KEPT)]:
+            del self._outputs[key]
+
+
+def _picked(decisions: Sequence[Inputs], name: str) -> list[Inputs]:
+    return [{name: each[name]} for each in decisions]
+
+
+def damage(expected: Sequence[Floats], found: Sequence[Floats]) -> Damage:
+    """Compares decisions' scores, (N,) each; N may differ between decisions."""
+    changes = [np.abs(one - two) for one, two in zip(expected, found, strict=True)]
+    same = sum(int(one.argmax()) == int(two.argmax()) for one, two in zip(expected, found, strict=True))
+    correlations = [spearman(one, two) for one, two in zip(expected, found, strict=True)]
+    return Damage(
+        decisions=len(changes),
+        max_score_change=max(float(change.max()) for change in changes),
+        mean_score_change=float(np.mean([change.mean() for change in changes])),
+        winner_agreement=same / len(changes),
+        rank_correlation=float(np.mean(correlations)),
+    )

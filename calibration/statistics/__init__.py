@@ -1,0 +1,1 @@
+"""What flows into the layers of a stage, in one pass over the samples."""
