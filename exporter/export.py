@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from torch import nn
 
 from trunkline.calibration.int8.compress import check_budget, compress
 from trunkline.calibration.int8.outcome import CalibrationRecord
@@ -26,10 +27,10 @@ from trunkline.exporter.checkpoint.doctor import Finding, refuse_fatal
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.checkpoint.read import digest_tensors, read_checkpoint
 from trunkline.exporter.golden import probe_inputs, sample_inputs, write_golden
+from trunkline.exporter.half_variant import add_half
 from trunkline.exporter.int8_samples import draw
 from trunkline.exporter.options import ExportOptions
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
-from trunkline.exporter.reference import ReferenceMember
 from trunkline.exporter.stages.action import ActionStage
 from trunkline.exporter.stages.context import ContextStage
 from trunkline.exporter.stages.towers import TextStage, VisionStage
@@ -156,12 +157,15 @@ def build(
         with _becoming(output, options.overwrite) as folder:
             draft = _draft(checkpoint, trunk, instructions, progress)
             drawn = None if options.int8 is None else draw(options.int8, draft, trunk, progress)
-            _write(draft, PyTorchEnsemble(trunk, checkpoint), folder, drawn, progress)
+            reference = PyTorchEnsemble(trunk, checkpoint)
+            _write(draft, reference, folder, drawn, progress)
             parity = _measure(folder, progress)
             calibration = None
             if options.int8 is not None and drawn is not None:
                 calibration = compress(folder, drawn, options.int8.compress, progress)
                 parity = _measure(folder, progress)
+            if options.half:
+                add_half(folder, lambda stage: _module(stage, reference), progress)
             manifest = _keep_measured(folder, parity)
     except OSError as error:
         raise ExportError(
@@ -243,7 +247,7 @@ def _write(
 ) -> None:
     """Writes a float32 bundle; its golden frames are made up, or samples that do not calibrate."""
     trunk, baked = reference.trunk, draft.text.instructions or None
-    stages = _trace_stages(draft, trunk, reference.members, folder, progress)
+    stages = _trace_stages(draft, reference, folder, progress)
     if baked is None:
         (folder / TOKENIZER_NAME).write_bytes(trunk.tokenizer_json)
     else:
@@ -300,22 +304,20 @@ def _portable(name: str) -> str:
     return f"{schema}:{Path(place).absolute().name}" if colon and schema == "local-dir" else name
 
 
-def _trace_stages(
-    draft: Manifest, trunk: Trunk, members: Sequence[ReferenceMember], folder: Path, progress: Progress
-) -> dict[str, Stage]:
-    modules = {
-        "vision": lambda: VisionStage(trunk),
-        "text": lambda: TextStage(trunk),
-        "context": lambda: ContextStage(members),
-        "action": lambda: ActionStage(members),
-    }
-    contracts = verifier_contract(draft)
-    stages = {}
+def _trace_stages(draft: Manifest, reference: PyTorchEnsemble, folder: Path, progress: Progress) -> dict[str, Stage]:
+    contracts, stages = verifier_contract(draft), {}
     for index, (name, (inputs, output)) in enumerate(contracts.items()):
         progress(f"tracing {name}", index, len(contracts))
-        stages[name] = trace(modules[name](), Contract(name, inputs, output), folder / STAGES_NAME)
+        stages[name] = trace(_module(name, reference), Contract(name, inputs, output), folder / STAGES_NAME)
     progress("tracing", len(contracts), len(contracts))
     return stages
+
+
+def _module(stage: str, reference: PyTorchEnsemble) -> nn.Module:
+    """What a stage is traced from."""
+    if stage in ("vision", "text"):
+        return VisionStage(reference.trunk) if stage == "vision" else TextStage(reference.trunk)
+    return ContextStage(reference.members) if stage == "context" else ActionStage(reference.members)
 
 
 def _bakeable(bake: Sequence[str], trunk: Trunk) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ interrupted goes on from the statistics that it had collected.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from trunkline.calibration.int8.judge import Judge, Verdict
+from trunkline.calibration.int8.kernels import require_int8_kernels
 from trunkline.calibration.int8.linears import block_of
 from trunkline.calibration.int8.outcome import (
     CALIBRATION_NAME,
@@ -30,7 +32,7 @@ from trunkline.calibration.int8.outcome import (
     ScorePairs,
 )
 from trunkline.calibration.int8.rules import CPU, PlacementRules
-from trunkline.calibration.int8.search import SearchResult, cost_ms, search
+from trunkline.calibration.int8.search import Assignment, SearchResult, cost_ms, search
 from trunkline.calibration.int8.stage_inputs import StageInputs
 from trunkline.calibration.int8.stage_plan import Choice, RangeOptions, StagePlan, make_plan, watched_values
 from trunkline.calibration.samples.coverage import coverage
@@ -39,7 +41,7 @@ from trunkline.calibration.samples.sample import CalibrationSample
 from trunkline.calibration.statistics.collect import Inputs, collect
 from trunkline.calibration.statistics.watch import Watch
 from trunkline.runtime import record
-from trunkline.runtime.backends import StageFiles
+from trunkline.runtime.backends import StageFiles, described
 from trunkline.runtime.ensemble import Ensemble, load
 from trunkline.runtime.errors import InputError, ParityError
 from trunkline.runtime.manifest import Manifest, Stage, list_files, write_manifest
@@ -108,7 +110,7 @@ def compress(
     Raises:
         InputError: the budget cannot be met by any int8 bundle.
         ParityError: no choice of int8 layers keeps the decisions within the budget.
-        BackendError: a stage cannot be compiled or run, or computes NaN.
+        BackendError: a stage cannot be compiled or run, computes NaN, or would run an int8 layer in float.
     """
     options = options or CompressOptions()
     check_budget(options.budget)
@@ -120,10 +122,11 @@ def compress(
             found = search(plans, judge, aim, options.rules, Path(work) / "trials", progress)
             _require_met(found, options.budget, samples.name)
             warnings = [each.message for each in (*samples.warnings, *coverage(judge.contexts()).warnings)]
-            result = _record(plans, found, _summary(samples, warnings), options, _backend(ensemble))
+            result = _record(plans, found, _summary(samples, warnings), options, described(ensemble.backend))
             manifest = ensemble.bundle.manifest
+            written = _write(plans, found.assignment, Path(work) / "final")
         # Closed by now, so that nothing maps the files that are replaced.
-        stages = {name: _rewrite(plans[name], found.assignment[name], folder) for name in plans}
+        stages = {name: _replace(files, found.assignment[name], plans[name], folder) for name, files in written.items()}
     _finish(folder, replace(manifest, stages={**manifest.stages, **stages}), result)
     return result
 
@@ -198,10 +201,6 @@ def _require_met(found: SearchResult, budget: Budget, where: str) -> None:
     )
 
 
-def _backend(ensemble: Ensemble) -> str:
-    return f"{ensemble.backend.NAME} {ensemble.backend.version()}"
-
-
 def _summary(samples: DrawnSamples, warnings: Sequence[str]) -> SampleSummary:
     return SampleSummary(
         source=samples.name,
@@ -266,20 +265,28 @@ def _pairs(verdict: Verdict) -> ScorePairs:
     return ScorePairs(*(tuple(round(float(score), 6) for score in scores) for scores in (reference, found)))
 
 
-def _rewrite(plan: StagePlan, choice: Choice, folder: Path) -> Stage:
-    """Writes a stage over its float32 form, and returns its manifest entry."""
+def _write(plans: Mapping[str, StagePlan], assignment: Assignment, folder: Path) -> dict[str, StageFiles]:
+    """Writes what was found, and sees to it that int8 runs as int8."""
+    written = {name: plans[name].write(choice, folder / name) for name, choice in assignment.items()}
+    for name, files in written.items():
+        require_int8_kernels(files, sum(kind == "int8" for kind in assignment[name].values()))
+    return written
+
+
+def _replace(files: StageFiles, choice: Choice, plan: StagePlan, folder: Path) -> Stage:
+    """Moves a stage over its float32 form, and returns its manifest entry."""
     variant = plan.stage.variants[VARIANT]
+    for name in (variant.graph, variant.weights):
+        if name is not None:
+            (folder / name).unlink()
     target = (folder / variant.graph).parent
-    for file in (variant.graph, variant.weights):
-        if file is not None:
-            (folder / file).unlink()
-    plan.write(choice, target)
+    for file in files.folder.iterdir():
+        shutil.move(file, target / file.name)
     weights = f"{Path(variant.graph).parent}/{VARIANT}.weights"
-    kinds = sorted({choice.get(name, "float32") for name in plan.layers} | set(choice.values()))
-    written = replace(
-        variant, weights=weights if (folder / weights).is_file() else None, precision="+".join(kinds) or "float32"
-    )
-    return replace(plan.stage, variants={VARIANT: written})
+    kinds = {choice.get(name, "float32") for name in plan.layers} | set(choice.values())
+    precision = "+".join(sorted(kinds)) or "float32"
+    written = replace(variant, weights=weights if (folder / weights).is_file() else None, precision=precision)
+    return replace(plan.stage, variants={**plan.stage.variants, VARIANT: written})
 
 
 def _finish(folder: Path, manifest: Manifest, result: CalibrationRecord) -> None:

@@ -90,13 +90,13 @@ def array(value: ir.Value) -> NDArray[np.float32]:
 
 def set_array(model: ir.Model, value: ir.Value, content: NDArray[np.generic]) -> None:
     """Replaces an initializer's content, and its shape and type with it."""
-    value.const_value = ir.tensor(np.ascontiguousarray(content), name=value.name)
+    value.const_value = ir.tensor(np.require(content, requirements="C"), name=value.name)
     value.shape, value.dtype = ir.Shape(content.shape), value.const_value.dtype
 
 
 def add_initializer(model: ir.Model, name: str, content: NDArray[np.generic]) -> ir.Value:
     """A new initializer; one of that name must not exist."""
-    tensor = ir.tensor(np.ascontiguousarray(content), name=name)
+    tensor = ir.tensor(np.require(content, requirements="C"), name=name)
     value = ir.Value(name=name, shape=ir.Shape(content.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value

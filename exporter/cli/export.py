@@ -33,6 +33,9 @@ def command(
         typer.Option("--bake", metavar="FILE", help="Instructions, one per line, to store in place of the text tower."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace BUNDLE if it is one.")] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Also write a float16 variant for GPUs. No back end here runs it yet.")
+    ] = False,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write BUNDLE.html, what `trunkline report` shows, beside it.")
     ] = True,
@@ -113,7 +116,7 @@ def command(
         raise InputError("samples are given, but nothing is calibrated", fix="pass --precision int8 as well")
     instructions = None if bake is None else read_instructions(bake)
     with progress_bar() as progress:
-        options = ExportOptions(bake=instructions, int8=int8, overwrite=overwrite)
+        options = ExportOptions(bake=instructions, int8=int8, half=half, overwrite=overwrite)
         exported = export(
             checkpoint, output, backbone=backbone, trunk_weights=trunk_weights, options=options, progress=progress
         )

@@ -40,6 +40,14 @@ class StageFiles:
     threads: int | None = None
 
 
+@dataclass(frozen=True)
+class Missing:
+    """Why a back end cannot run here, and what helps."""
+
+    reason: str
+    fix: str
+
+
 class Session(Protocol):
     """One compiled stage. ``run`` may be called from one thread at a time."""
 
@@ -51,14 +59,13 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """What a back end's module offers. ``VARIANT`` is the stage variant it runs, ``EXTRA`` what pip calls it."""
+    """What a back end's module offers. ``VARIANT`` is the stage variant it runs."""
 
     NAME: str
     VARIANT: str
-    EXTRA: str
 
-    def available(self) -> str | None:
-        """None if this back end can run here, otherwise what is missing and how to install it."""
+    def available(self) -> Missing | None:
+        """None if this back end can run here."""
 
     def version(self) -> str:
         """Of the library."""
@@ -109,15 +116,15 @@ def choose(name: str | None) -> Backend:
             "there is no such back end", expected=", ".join(_MODULES), found=name, fix="leave it out for the fastest"
         )
     wanted = [named(each) for each in ([name] if name else names())]
-    missing = []
+    missing = {}
     for backend in wanted:
-        reason = backend.available()
-        if reason is None:
+        found = backend.available()
+        if found is None:
             return backend
-        missing.append(f"{backend.NAME}: {reason}")
+        missing[backend.NAME] = found
     raise BackendError(
         "no back end can run this bundle here" if name is None else "the back end that was asked for is not here",
         expected=name or "one of " + ", ".join(_MODULES),
-        found=missing,
-        fix=" or ".join(f"pip install 'trunkline[{backend.EXTRA}]'" for backend in wanted),
+        found=[f"{each}: {why.reason}" for each, why in missing.items()],
+        fix=" or ".join(why.fix for why in missing.values()),
     )

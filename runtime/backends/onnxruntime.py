@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.runtime.backends import Arrays, StageFiles
+from trunkline.runtime.backends import Arrays, Missing, StageFiles
 from trunkline.runtime.backends.contract import Port, check_signature, smallest_inputs
 from trunkline.runtime.backends.forks import never_freed_in_a_child
 from trunkline.runtime.backends.threads import physical_cores
@@ -20,7 +20,6 @@ from trunkline.runtime.errors import BackendError
 
 NAME = "onnxruntime"
 VARIANT = "cpu"
-EXTRA = "cpu"
 PROVIDERS = ["CPUExecutionProvider"]
 
 #: Options of every session; docs/benchmarks.md has the measurements.
@@ -49,12 +48,12 @@ _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": 
 _INT8_KERNELS = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
 
 
-def available() -> str | None:
+def available() -> Missing | None:
     """None if onnxruntime can be imported, otherwise why not."""
     try:
         _library()
     except ImportError as error:
-        return str(error)
+        return Missing(str(error), "pip install 'trunkline[cpu]'")
     return None
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.runtime.backends import Arrays, StageFiles
+from trunkline.runtime.backends import Arrays, Missing, StageFiles
 from trunkline.runtime.backends.contract import (
     VARYING,
     Port,
@@ -38,7 +38,6 @@ from trunkline.runtime.onnx_graph import Place, detach, weight_file
 
 NAME = "openvino"
 VARIANT = "cpu"
-EXTRA = "openvino"
 DEVICE = "CPU"
 
 #: The first version that knows attention as one operator.
@@ -62,14 +61,20 @@ _INT8_LAYERS = frozenset({"FullyConnected", "MatMul"})
 _INT8_TYPES = frozenset({"i8", "u8"})
 
 
-def available() -> str | None:
-    """None if a new enough openvino can be imported, otherwise why not."""
+def available() -> Missing | None:
+    """None if a new enough openvino can be imported, and this process can use it, otherwise why not."""
+    install = "pip install --upgrade 'trunkline[openvino]'"
     try:
         found = version()
     except ImportError as error:
-        return str(error)
+        return Missing(str(error), install)
     if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < OLDEST:
-        return f"openvino {found} is older than {OLDEST[0]}.{OLDEST[1]}"
+        return Missing(f"openvino {found} is older than {OLDEST[0]}.{OLDEST[1]}", install)
+    if _started_in and os.getpid() not in _started_in:
+        return Missing(
+            "this process was forked from one that had started it, and its threads did not come along",
+            "start the process with multiprocessing's spawn or forkserver, or fork before anything is loaded",
+        )
     return None
 
 
@@ -98,9 +103,15 @@ def _hidden(module: str) -> Iterator[None]:
             sys.modules[module] = found
 
 
+#: The process that started the library's threads. In a forked child it takes them for its own, and waits for them now
+#: and then for ever.
+_started_in: set[int] = set()
+
+
 @functools.cache
-def _core(process: int) -> Any:
-    """The library's engine, one per process: a forked child cannot use its parent's."""
+def _core() -> Any:
+    """The library's engine, one for all stages."""
+    _started_in.add(os.getpid())
     core = _library().Core()
     never_freed_in_a_child(core)
     return core
@@ -230,7 +241,7 @@ class _Weights:
 
 def _compiled(files: StageFiles, weights: _Weights) -> Any:
     options = SETTINGS | {"INFERENCE_NUM_THREADS": str(files.threads or physical_cores())}
-    core = _core(os.getpid())
+    core = _core()
     try:
         model = core.read_model(weights.graph)
         _bind(model, weights)

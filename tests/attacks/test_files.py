@@ -246,8 +246,8 @@ class TestSwaps:
 
     @pytest.fixture(params=names())
     def backend(self, request: pytest.FixtureRequest) -> str:
-        if (reason := named(request.param).available()) is not None:
-            pytest.skip(reason)
+        if (missing := named(request.param).available()) is not None:
+            pytest.skip(missing.reason)
         return request.param
 
     @pytest.fixture

@@ -59,8 +59,8 @@ def test_importing_every_module() -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_loading_and_scoring(bundle: Path, name: str) -> None:
-    if (reason := named(name).available()) is not None:
-        pytest.skip(reason)
+    if (missing := named(name).available()) is not None:
+        pytest.skip(missing.reason)
     modules = loaded(SCORING, str(bundle), name)
     assert modules & set(names()) == {name}
     assert sorted(modules & set(FORBIDDEN)) == []

@@ -1,0 +1,64 @@
+"""Adds the ``trt`` variant to the stages of a bundle that is being written: float16 with float32 islands, for GPUs.
+
+Which values come near the end of half's range is looked up on the bundle's golden frames. Each variant is compared with
+the stage's own ``cpu`` variant where that is float32; what half precision itself does to scores is judged on the device
+that runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from trunkline.exporter.stages.trace import Contract, capture
+from trunkline.exporter.stages.trt import TRT_VARIANT, Feed, check_trt_variant, lower_for_trt, write_trt_variant
+from trunkline.runtime.ensemble import load
+from trunkline.runtime.manifest import Manifest, list_files, write_manifest
+from trunkline.runtime.parity import golden_calls
+from trunkline.runtime.progress import Progress, silent
+
+
+def add_half(folder: Path, module: Callable[[str], nn.Module], progress: Progress = silent) -> None:
+    """Writes ``stages/<stage>/trt.onnx`` for every stage, and enters it into the manifest.
+
+    Args:
+        folder: a bundle that nobody uses yet.
+        module: what a stage of a name is traced from.
+        progress: counts stages.
+
+    Raises:
+        ExportError: a stage cannot be lowered or converted, or computes something else.
+    """
+    manifest, feeds = _golden_feeds(folder)
+    stages = dict(manifest.stages)
+    for index, (name, stage) in enumerate(manifest.stages.items()):
+        progress("float16 variants", index, len(stages))
+        contract = Contract(name, stage.inputs, stage.outputs[0])
+        model = lower_for_trt(capture(module(name), contract), contract)
+        variant, _ = write_trt_variant(model, contract, folder / "stages", feeds[name])
+        stages[name] = replace(stage, variants={**stage.variants, TRT_VARIANT: variant})
+        if all(other.precision == "float32" for other in stage.variants.values()):
+            check_trt_variant(folder, name, stages[name], feeds[name])
+    progress("float16 variants", len(stages), len(stages))
+    write_manifest(list_files(replace(manifest, stages=stages), folder), folder)
+
+
+def _golden_feeds(folder: Path) -> tuple[Manifest, dict[str, list[Feed]]]:
+    """The bundle's manifest, and what each stage is fed for its golden frames."""
+    feeds: dict[str, list[Feed]] = {}
+    with load(folder) as ensemble:
+        manifest = ensemble.bundle.manifest
+        sessions = {name: ensemble.open_stage(name) for name in manifest.stages if name in ("vision", "text")}
+        for frame, histories in golden_calls(ensemble):
+            fed = ensemble.inputs(frame, manifest.parity.instructions, histories)
+            (fed["patches"],) = sessions["vision"].run({"pixels": fed["pixels"]}).values()
+            if "text" in sessions:
+                (fed["tokens"],) = sessions["text"].run({"ids": fed["ids"]}).values()
+            for name, stage in manifest.stages.items():
+                feeds.setdefault(name, []).append({tensor.name: fed[tensor.name] for tensor in stage.inputs})
+        for session in sessions.values():
+            session.close()
+    return manifest, feeds
