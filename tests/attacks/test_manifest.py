@@ -194,7 +194,7 @@ def test_12_wrong_type(content: Any, path: tuple[str | int, ...], kind: Any) -> 
 
 
 # These may be left out; that they go together is tested below.
-OPTIONAL = [("text", name) for name in ("tokenizer", "baked", "instructions")]
+OPTIONAL = [("text", name) for name in ("tokenizer", "baked", "instructions")] + [("parity", "calibration")]
 REQUIRED = [path for path, _ in FIELDS if isinstance(path[-1], str) and path[-1] and path not in OPTIONAL]
 
 

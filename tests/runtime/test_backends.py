@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests import qdq_kit
-from tests.bundles import frame, windows
+from tests.bundles import copied, frame, windows
 from tests.qdq_kit import Form
 from trunkline.runtime import load, onnx_graph
 from trunkline.runtime.backends import Backend, StageFiles, choose, contract, named, names
@@ -279,25 +278,19 @@ def test_weight_file_too_short(backend: Backend, bundle: Path, tmp_path: Path, s
         backend.open_stage(replace(files, folder=tmp_path))
 
 
-@pytest.fixture
-def read_only(bundle: Path) -> Iterator[Path]:
-    folder = bundle / "stages" / "action"
-    mode = folder.stat().st_mode
-    folder.chmod(0o555)
-    yield folder
-    folder.chmod(mode)
-
-
-def test_nothing_is_written(
-    backend: Backend, bundle: Path, read_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_written(backend: Backend, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may write into a read-only folder, so what is in it is compared, too."""
-    monkeypatch.chdir(tmp_path)
-    before = sorted(os.listdir(read_only))
-    backend.open_stage(stage_files(bundle, "action")).run({"history": np.zeros((1, 10, 7), np.float32)})
-    backend.int8_kernels(stage_files(bundle, "action"))
-    assert sorted(os.listdir(read_only)) == before
-    assert os.listdir(tmp_path) == []
+    copy, elsewhere = copied(bundle, tmp_path / "bundle"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    files = stage_files(copy, "action")
+    files.folder.chmod(0o555)
+    before = sorted(os.listdir(files.folder))
+    backend.open_stage(files).run({"history": np.zeros((1, 10, 7), np.float32)})
+    backend.int8_kernels(files)
+    assert sorted(os.listdir(files.folder)) == before
+    assert os.listdir(elsewhere) == []
+    files.folder.chmod(0o755)
 
 
 def test_closing_frees(backend: Backend, bundle: Path) -> None:
