@@ -12,7 +12,7 @@ JOBS ?= 2
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(INSTALLED)  ## export the demo ensemble, verify it, score 200 decisions in PyTorch and from the bundle
+demo: $(INSTALLED)  ## the demo ensemble in PyTorch, float32 and int8, decisions side by side
 	$(BIN)/python examples/demo/run.py
 
 test: lint typecheck unit  ## everything CI runs

@@ -2,7 +2,8 @@
 
 The reference is PyTorch used as the published system uses it: every call encodes image and text, repeats the features
 for every candidate through every member, multiplies all with all and takes the diagonal. Against it, the bundle.
-Both run in one process and take turns; medians are reported. Start-up and memory come from fresh processes.
+The bundle runs on ONNX Runtime; ``full_scale_int8.py`` compares back ends. Both ways run in one process and take turns;
+medians are reported. Start-up and memory come from fresh processes.
 
     python benchmarks/full_scale.py --work DIR [--repeats 5] [--write docs/benchmarks.md]
 
@@ -124,7 +125,7 @@ def compare(checkpoint: Path, bundle: Path, repeats: int) -> dict[str, dict[str,
     """Median seconds per case, both ways taking turns, and the largest score difference seen."""
     torch.set_num_threads(physical_cores())
     log("loading both")
-    published, ensemble = Published(checkpoint), load(bundle)
+    published, ensemble = Published(checkpoint), load(bundle, backend="onnxruntime")
     random = np.random.default_rng(1)
     settings = published.ensemble.settings
     still = frame(random, 480, 640)
@@ -182,7 +183,7 @@ import numpy as np
 from trunkline.runtime import load
 image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 histories = np.random.default_rng(1).normal(0, 1, (20, 10, 7)).astype(np.float32)
-ensemble = load(sys.argv[2], recheck="recheck" in sys.argv)
+ensemble = load(sys.argv[2], backend="onnxruntime", recheck="recheck" in sys.argv)
 loaded = time.perf_counter() - started
 ensemble.score(image, "put the red block in the bowl", histories)
 facts = {"load_s": loaded, "start_s": time.perf_counter() - started}

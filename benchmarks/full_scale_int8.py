@@ -11,7 +11,7 @@ is time, size and memory, and that ranges, smoothing and kernels hold at this si
 3. New frame + 20 candidates: PyTorch in the published way against float32 and int8 bundles on each back end.
 4. Resident memory after a decision, in fresh processes.
 5. Outliers: some normalisation channels 100 times larger and the weights that read them smaller, so that the float32
-   function stays. Min-max ranges without smoothing against ours: error of the tower's output.
+   function stays. Min-max ranges without smoothing against ours: error of the tower's output, and decisions.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.full_scale import CANDIDATES, Published, log, machine, prepare, run_measured, write_into
+from trunkline.calibration.int8.judge import Judge
 from trunkline.calibration.int8.linears import normalise, replace_constant
 from trunkline.calibration.int8.ranges import Method
 from trunkline.calibration.int8.rules import CPU
@@ -48,6 +49,7 @@ from trunkline.exporter.trunk import captured, unit_rows
 from trunkline.runtime import load
 from trunkline.runtime.backends import StageFiles
 from trunkline.runtime.backends.threads import physical_cores
+from trunkline.runtime.manifest import Stage
 from trunkline.targets.latency import REPHRASINGS
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -55,6 +57,7 @@ BACKENDS = ("onnxruntime", "openvino")
 PROMISES = {"vision onnxruntime": 0.40, "vision openvino": 0.27, "memory": 0.45}
 TIMES_FASTER = 3.3
 OUTLIERS = 6
+JUDGED = 24
 
 EXPORT = """
 import sys, time
@@ -166,36 +169,46 @@ def memory(bundles: dict[str, Path]) -> dict[str, dict[str, float]]:
     return {f"{name}, {backend}": run_measured(DECIDE, str(path), backend) for name, path, backend in names}
 
 
-def outliers(bundle: Path, data: Path, samples: int) -> dict[str, float]:
-    """Relative error of the vision tower's output, naive and ours, on a tower with outlier channels."""
+def outliers(bundle: Path, data: Path, samples: int) -> dict[str, dict[str, float]]:
+    """Damage of int8 in the vision tower, naive and ours, on a tower with outlier channels."""
     log("outliers")
     with load(bundle, backend="openvino") as ensemble, tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        stage = ensemble.bundle.manifest.stages["vision"]
-        model = ir.load(bundle / "stages" / "vision" / "cpu.onnx")
-        normalise(model)
-        enlarge_channels(model)
-        save(model, work / "float32")
-        graph = work / "float32" / "cpu.onnx"
-        drawn = draw_samples(open_samples(data), BundleNeeds.of(ensemble.bundle), DrawOptions(samples, 4))
-        with (
-            StageInputs(ensemble, drawn.calibrating) as inputs,
-            Watch("vision", graph, watched_values(graph, CPU)) as watch,
-        ):
-            statistics_ = collect(watch, inputs.of("vision"))
-        files = StageFiles("vision", stage, graph.read_bytes(), graph.parent)
+        files = tower_with_outliers(bundle, ensemble.bundle.manifest.stages["vision"], work / "float32")
+        graph = files.folder / "cpu.onnx"
+        drawn = draw_samples(open_samples(data), BundleNeeds.of(ensemble.bundle), DrawOptions(samples, JUDGED))
+        values = watched_values(graph, CPU)
+        with StageInputs(ensemble, drawn.calibrating) as inputs, Watch("vision", graph, values) as watch:
+            seen = collect(watch, inputs.of("vision"))
         with StageInputs(ensemble, drawn.judging) as inputs:
-            judged = [each["pixels"] for each in inputs.whole()]
-        exact = outputs(ensemble, files, judged)
+            decisions = inputs.whole()
+        judge, judged = Judge(ensemble, decisions), [each["pixels"] for each in decisions]
         original = outputs(ensemble, None, judged)
-        found = {"float32 with outliers": relative_error(original, exact)}
-        for name, ranges in {
-            "naive: min-max, no smoothing": RangeOptions(Method("minmax"), smoothing=False),
-            "ours": RangeOptions(),
-        }.items():
-            plan = make_plan(files, statistics_, work / "plan", ranges=ranges, rules=CPU, runs=samples)
-            found[name] = relative_error(exact, outputs(ensemble, plan.write(plan.lowest(), work / "int8"), judged))
+
+        def damage(form: StageFiles) -> dict[str, float]:
+            fused = judge.judge({"vision": form}).fused
+            found = outputs(ensemble, form, judged)
+            return {
+                "error": relative_error(original, found),
+                "recognised": recognised(original, found),
+                "change": fused.max_score_change,
+                "agreement": fused.winner_agreement,
+            }
+
+        found = {"float32 with outliers": damage(files)}
+        ways = {"naive: min-max, no smoothing": RangeOptions(Method("minmax"), smoothing=False), "ours": RangeOptions()}
+        for name, ranges in ways.items():
+            plan = make_plan(files, seen, work / f"{name[:4]} plan", ranges=ranges, rules=CPU, runs=samples)
+            found[name] = damage(plan.write(plan.lowest(), work / name[:4]))
     return found
+
+
+def tower_with_outliers(bundle: Path, stage: Stage, folder: Path) -> StageFiles:
+    model = ir.load(bundle / "stages" / "vision" / "cpu.onnx")
+    normalise(model)
+    enlarge_channels(model)
+    save(model, folder)
+    return StageFiles("vision", stage, (folder / "cpu.onnx").read_bytes(), folder)
 
 
 def enlarge_channels(model: ir.Model) -> None:
@@ -218,6 +231,16 @@ def outputs(ensemble: Any, files: StageFiles | None, judged: list[np.ndarray]) -
     found = np.concatenate([session.run({"pixels": pixels})["patches"] for pixels in judged])
     session.close()
     return found
+
+
+def recognised(exact: np.ndarray, found: np.ndarray) -> float:
+    """Share of frames whose features (F, P, D) are nearest to their own exact ones, what all share taken off.
+
+    Random heads hardly look at the image, so that their winners survive anything; this decision needs the tower.
+    """
+    centred = [(each - exact.mean(axis=0)).reshape(len(each), -1) for each in (exact, found)]
+    first, second = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in centred)
+    return float(((second @ first.T).argmax(axis=1) == np.arange(len(exact))).mean())
 
 
 def relative_error(exact: np.ndarray, found: np.ndarray) -> float:
@@ -248,8 +271,12 @@ def markdown(results: dict[str, Any]) -> str:
         promise = PROMISES["memory"] if name.startswith("int8") else ""
         cells = f"{facts['resident_gb']:.2f} GB | {facts['peak_gb']:.2f} GB | {share:.2f} | {promise}"
         lines.append(f"| {name} | {cells} |")
-    lines += ["", "| vision tower with outlier channels | relative error of its output |", "|---|---|"]
-    lines += [f"| {name} | {error:.4f} |" for name, error in results["outliers"].items()]
+    lines += ["", f"| vision tower with outlier channels | relative error | frames recognised among {JUDGED} | "]
+    lines[-1] += "largest score change | winners agree |"
+    lines += ["|---|---|---|---|---|"]
+    for name, facts in results["outliers"].items():
+        cells = f"{facts['error']:.4f} | {facts['recognised']:.1%} | {facts['change']:.2g} | {facts['agreement']:.1%}"
+        lines.append(f"| {name} | {cells} |")
     slowest = sorted(made["steps"].items(), key=lambda step: -step[1])[:4]
     lines += [
         "",

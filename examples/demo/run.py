@@ -60,9 +60,10 @@ def main() -> None:
     step("others, to calibrate int8 with", *generate, seen, "--samples", 400, "--seed", 11)
     step("three late epochs of one run become one file", COMMAND, "merge", *members(), "-o", ensemble)
     step("is anything wrong with it?", COMMAND, "doctor", ensemble)
-    step("trunk and heads become one bundle", COMMAND, "export", ensemble, "-o", float32, "--overwrite")
+    step("trunk and heads become one bundle", COMMAND, "export", ensemble, "-o", float32, "--overwrite", "--no-report")
     step("does it score as PyTorch does, on fresh input?", COMMAND, "verify", float32, "--against", ensemble)
-    quantise = ["--precision", "int8", "--calibrate", seen / "dataset.json"]
+    # Sessions of small stages start faster on ONNX Runtime, and the judge starts many.
+    quantise = ["--precision", "int8", "--calibrate", seen / "dataset.json", "--backend", "onnxruntime"]
     step("the same in int8, within a budget", COMMAND, "export", ensemble, "-o", int8, "--overwrite", *quantise)
     image, instruction, candidates = one_candidate_file(data, out)
     asked = ["--image", image, "--instruction", instruction, "--candidates", candidates]

@@ -78,6 +78,12 @@ def command(
         int, typer.Option("--samples", min=1, help="Samples that calibrate.", rich_help_panel=_INT8)
     ] = 128,
     judged: Annotated[int, typer.Option("--judged", min=1, help="Decisions that judge.", rich_help_panel=_INT8)] = 128,
+    backend: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--backend", metavar="NAME", help="What judges; by default the fastest installed.", rich_help_panel=_INT8
+        ),
+    ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Go on without images that cannot be read.", rich_help_panel=_INT8)
     ] = False,
@@ -109,7 +115,9 @@ def command(
     int8 = None
     if precision == "int8":
         compress = CompressOptions(
-            Budget(max_score_change, min_agreement), RangeOptions(None if method == "best" else Method(method))
+            Budget(max_score_change, min_agreement),
+            RangeOptions(None if method == "best" else Method(method)),
+            backend=backend,
         )
         int8 = _int8(calibrate, images, judge, DrawOptions(samples, judged, skip_unreadable=skip_unreadable), compress)
     elif calibrate or images or judge:
