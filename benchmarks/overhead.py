@@ -106,7 +106,7 @@ def main() -> None:
     OnnxSession.run = apart.around(OnnxSession.run)  # type: ignore[method-assign]
     lines = [f"Machine: {machine()}.", "", "| call, 20 candidates | in place, median | p90 | own work, median | p90 |"]
     lines.append("|---|---|---|---|---|")
-    with load(arguments.bundle) as ensemble:
+    with load(arguments.bundle, backend="onnxruntime") as ensemble:
         for name, moving, instructions in CASES:
             cells = []
             for stored in (False, True):

@@ -176,7 +176,7 @@ BAD_GOLDEN = {
     "38 scores of fewer members": (setting("member_scores_0", lambda it: it[:2]), "member_scores of frame 0"),
     "38 a frame of another type": (setting("frame_0", lambda it: it.astype(np.float32)), "frame 0: float32"),
     "38 a frame of another rank": (setting("frame_0", lambda it: it[None]), r"frame 0: uint8 \(1, "),
-    "41 a frame that is cut short": (setting("frame_0", lambda it: it[: it.size // 2]), "frame 0: the image cannot be decoded"),
+    "41 a frame that is cut short": (setting("frame_0", lambda it: it[: it.size // 2]), "image cannot be decoded"),
     "41 a frame that is no PNG": (setting("frame_0", lambda it: it[::-1]), "frame 0: the image file"),
     "no scores": (lambda tensors: tensors.pop("scores_1"), "no scores of frame 1"),
     "no candidates": (lambda tensors: tensors.pop("histories_0"), "no histories of frame 0"),

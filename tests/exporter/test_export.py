@@ -50,7 +50,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     """Stages are copied from the shared bundle instead of traced."""
     stages = read_manifest((bundle / "manifest.json").read_bytes(), bundle).stages
 
-    def copied(draft: Manifest, trunk: Trunk, members: object, folder: Path, progress: object) -> dict[str, Stage]:
+    def copied(draft: Manifest, reference: object, folder: Path, progress: object) -> dict[str, Stage]:
         names = list(verifier_contract(draft))
         for name in names:
             shutil.copytree(bundle / "stages" / name, folder / "stages" / name)

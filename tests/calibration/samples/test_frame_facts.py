@@ -15,7 +15,7 @@ from trunkline.calibration.samples.synthetic import frame
 from trunkline.runtime.errors import ImageError
 
 HEIGHT, WIDTH = 120, 160
-DEMO = Path(__file__).parents[2] / "examples" / "demo"
+DEMO = Path(__file__).parents[3] / "examples" / "demo"
 
 
 def jpeg(pixels: Pixels, quality: int, subsampling: int = 2) -> Pixels:
