@@ -47,7 +47,7 @@ class PlacementRules:
 
 
 #: x86 with VNNI, two cores. ONNX Runtime's numbers; OpenVINO's have the same ratios.
-CPU = PlacementRules("cpu", min_width=16, int8=Costs(0.0029, 0.008, 9000), float32=Costs(0.0099, 0.030, 9000))
+CPU = PlacementRules("cpu", min_width=16, int8=Costs(0.0014, 0.009, 10_000), float32=Costs(0.0045, 0.018, 10_000))
 
 RULES = {rules.name: rules for rules in (CPU,)}
 
