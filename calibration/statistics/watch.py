@@ -22,9 +22,10 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from trunkline.runtime import files
+from trunkline.runtime.backends import StageFiles
 from trunkline.runtime.backends import onnxruntime as backend
-from trunkline.runtime.backends.threads import physical_cores
 from trunkline.runtime.errors import BackendError, BundleError, InputError
+from trunkline.runtime.manifest import Stage
 
 Floats = NDArray[np.float32]
 
@@ -56,10 +57,10 @@ class Watch:
         _require_values(model, values, f"stage {stage}, {graph}")
         self.stage, self.values = stage, tuple(dict.fromkeys(values))
         self.digest = _digest(content, model, graph)
-        self._folder, self._threads = graph.parent.resolve(), threads
         inputs = {value.name for value in model.graph.input}
         self._inside = [name for name in self.values if name not in inputs]
-        self._graph = _showing(model, self._inside)
+        contract = Stage((), (), {})  # that of the stage does not hold: other values are shown
+        self._files = StageFiles(stage, contract, _showing(model, self._inside), graph.parent.resolve(), threads)
         self._session: Any = None
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, Floats]]:
@@ -81,9 +82,9 @@ class Watch:
     def _run(self, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
         """The library's own values: unlike its arrays they are not copies, and can be freed one by one."""
         if self._session is None:
-            self._session = self._open()
+            self._session = backend.compiled(self._files)
         taken = {value.name for value in self._session.get_inputs()}
-        wrap = backend._library().OrtValue.ortvalue_from_numpy
+        wrap = backend.library().OrtValue.ortvalue_from_numpy
         try:
             fed = {name: wrap(np.ascontiguousarray(array)) for name, array in inputs.items() if name in taken}
             return list(self._session.run_with_ort_values(self._inside, fed))
@@ -92,25 +93,6 @@ class Watch:
                 "ONNX Runtime failed while it ran a stage for calibration",
                 where=f"stage {self.stage}",
                 found=str(error).strip()[:500],
-            ) from error
-
-    def _open(self) -> Any:
-        library = backend._library()
-        options = library.SessionOptions()
-        options.intra_op_num_threads = self._threads or physical_cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors come as exceptions
-        for key, value in backend.SETTINGS.items():
-            options.add_session_config_entry(key, value)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
-        try:
-            return library.InferenceSession(self._graph, options, providers=backend.PROVIDERS)
-        except Exception as error:  # the library's exceptions share no base class
-            raise BackendError(
-                "ONNX Runtime cannot load a stage for calibration",
-                where=f"stage {self.stage}",
-                found=str(error).strip()[:500],
-                fix="update onnxruntime (1.23 or newer), or export the bundle again",
             ) from error
 
     def _rows(self, name: str, array: NDArray[Any]) -> Floats:

@@ -51,17 +51,17 @@ _INT8_KERNELS = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "QLinearMatM
 def available() -> Missing | None:
     """None if onnxruntime can be imported, otherwise why not."""
     try:
-        _library()
+        library()
     except ImportError as error:
         return Missing(str(error), "pip install 'trunkline[cpu]'")
     return None
 
 
 def version() -> str:
-    return str(_library().__version__)
+    return str(library().__version__)
 
 
-def _library() -> ModuleType:
+def library() -> ModuleType:
     """onnxruntime, which from 1.29 on uploads usage data from the moment it is imported, unless told not to."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # optional
@@ -82,7 +82,7 @@ def int8_kernels(files: StageFiles) -> int:
         options = _options(files)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = _compiled(files, options)
+        session = compiled(files, options)
         try:
             session.run(None, smallest_inputs(files.stage))
         except Exception as error:  # the library's exceptions share no base class
@@ -100,7 +100,7 @@ class OnnxSession:
 
     def __init__(self, files: StageFiles) -> None:
         self._name = files.name
-        self._session = _compiled(files, _options(files))
+        self._session = compiled(files)
         never_freed_in_a_child(self)
         check_signature(files, _ports(self._session.get_inputs()), _ports(self._session.get_outputs()))
         self._outputs = [tensor.name for tensor in files.stage.outputs]
@@ -123,7 +123,7 @@ class OnnxSession:
 
 
 def _options(files: StageFiles) -> Any:
-    options = _library().SessionOptions()
+    options = library().SessionOptions()
     options.intra_op_num_threads = files.threads or physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors come as exceptions
@@ -133,9 +133,18 @@ def _options(files: StageFiles) -> Any:
     return options
 
 
-def _compiled(files: StageFiles, options: Any) -> Any:
+def compiled(files: StageFiles, options: Any = None) -> Any:
+    """The library's own session on a stage, for those who need more of it than :class:`OnnxSession` shows.
+
+    Args:
+        files: the stage; its contract is not checked.
+        options: the library's; by default those of every session here.
+
+    Raises:
+        BackendError: the library refuses the stage.
+    """
     try:
-        return _library().InferenceSession(files.graph, options, providers=PROVIDERS)
+        return library().InferenceSession(files.graph, options or _options(files), providers=PROVIDERS)
     except Exception as error:  # the library's exceptions share no base class
         raise BackendError(
             "ONNX Runtime cannot load a stage",
