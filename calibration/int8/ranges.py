@@ -350,16 +350,3 @@ def _power(array: Floats, weights: Floats | None) -> float:
 def decibels(error: float) -> float:
     """Signal-to-noise ratio in dB of an error that is a share of the signal's power; infinite without error."""
     return float("inf") if error == 0 else float(-10 * np.log10(error))
-
-
-def signal_to_noise(
-    rows: Floats,
-    weight: Floats,
-    limit: float,
-    *,
-    factors: Floats | None = None,
-    scales: Floats | None = None,
-    weights: Floats | None = None,
-) -> float:
-    """Signal-to-noise ratio in dB of a linear layer in int8. Arguments as in :func:`layer_error`."""
-    return decibels(layer_error(rows, weight, limit, factors=factors, scales=scales, weights=weights))

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from trunkline.calibration.int8.linears import Linear, block_of, find_linears, normalise
 from trunkline.calibration.int8.outcome import LayerPrecision
 from trunkline.calibration.int8.placement import place_int8, storable
-from trunkline.calibration.int8.ranges import SMALLEST_THRESHOLD, Method, signal_to_noise
+from trunkline.calibration.int8.ranges import SMALLEST_THRESHOLD, Method, decibels, layer_error
 from trunkline.calibration.int8.rules import PlacementRules
 from trunkline.calibration.int8.smoothing import Site, find_sites, smooth
 from trunkline.calibration.int8.smoothing_strength import ALPHAS, Smoothing, choose_smoothing
@@ -212,7 +212,7 @@ def _layer(linear: Linear, seen: TensorStatistics, choice: Smoothing, runs: int)
         clipped=min(1.0, choice.threshold / max(float((seen.absmax / choice.factors).max()), SMALLEST_THRESHOLD)),
         smoothing=choice.alpha,
         # The layer's weight is smoothed already.
-        signal_to_noise_db=signal_to_noise(
-            sample.rows / choice.factors, linear.matrix(), choice.threshold, weights=sample.weights
+        signal_to_noise_db=decibels(
+            layer_error(sample.rows / choice.factors, linear.matrix(), choice.threshold, weights=sample.weights)
         ),
     )

@@ -36,7 +36,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             say("interrupted; nothing was left half done")
             raise typer.Exit(INTERRUPTED) from error
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):  # a closed pipe is typer's business
             raise
         except Exception as error:
             if hasattr(error, "exit_code"):  # usage errors, which typer shows

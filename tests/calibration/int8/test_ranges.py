@@ -15,10 +15,10 @@ from trunkline.calibration.int8.ranges import (
     SMALLEST_THRESHOLD,
     Method,
     MethodName,
+    decibels,
     dequantise,
     layer_error,
     quantise,
-    signal_to_noise,
     squared_error,
     threshold,
     weight_scales,
@@ -271,7 +271,9 @@ def test_the_error_of_a_layer_by_definition() -> None:
     exact = rows.astype(np.float64) @ weight
     wanted = np.square(exact - left @ right).sum() / np.square(exact).sum()
     assert layer_error(rows, weight, limit, factors=factors) == pytest.approx(wanted, rel=1e-3)
-    assert signal_to_noise(rows, weight, limit, factors=factors) == pytest.approx(-10 * math.log10(wanted), abs=0.01)
+    assert decibels(layer_error(rows, weight, limit, factors=factors)) == pytest.approx(
+        -10 * math.log10(wanted), abs=0.01
+    )
 
 
 def test_rows_of_a_layer_count_by_weight() -> None:
@@ -283,7 +285,7 @@ def test_rows_of_a_layer_count_by_weight() -> None:
 
 def test_layers_without_error_or_signal() -> None:
     exact = np.array([[127, -3]], np.float32)
-    assert signal_to_noise(exact, np.eye(2, dtype=np.float32), 127.0) == math.inf
+    assert decibels(layer_error(exact, np.eye(2, dtype=np.float32), 127.0)) == math.inf
     zeros = np.zeros((3, 2), np.float32)
     assert layer_error(zeros, np.eye(2, dtype=np.float32), SMALLEST_THRESHOLD) == 0
     assert layer_error(exact, np.zeros((2, 2), np.float32), 127.0) == 0
@@ -292,4 +294,4 @@ def test_layers_without_error_or_signal() -> None:
 def test_eight_bits_give_about_forty_decibels() -> None:
     rows, weight = normal(200, 256), normal(256, 64, seed=1)
     limit = threshold(rows, absmax_of(rows), Method("mse"))
-    assert 36 < signal_to_noise(rows, weight, limit) < 44
+    assert 36 < decibels(layer_error(rows, weight, limit)) < 44
