@@ -42,6 +42,9 @@ INT8_SETTINGS = {
     + ";MatMulAddFusion"
 }
 
+#: The first that quantises in the opset of the ``cpu`` variant.
+OLDEST_FOR_INT8 = (1, 24)
+
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
 
 #: Operators that are linear layers in int8 once a graph is optimised.
@@ -122,12 +125,17 @@ class OnnxSession:
         del self._session
 
 
+def is_int8(graph: bytes) -> bool:
+    """Whether a stage quantises anything; its operators' names stand in the file as they are."""
+    return b"QuantizeLinear" in graph
+
+
 def _options(files: StageFiles) -> Any:
     options = library().SessionOptions()
     options.intra_op_num_threads = files.threads or physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors come as exceptions
-    for key, value in (SETTINGS | (INT8_SETTINGS if b"QuantizeLinear" in files.graph else {})).items():
+    for key, value in (SETTINGS | (INT8_SETTINGS if is_int8(files.graph) else {})).items():
         options.add_session_config_entry(key, value)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.folder))
     return options
@@ -143,6 +151,7 @@ def compiled(files: StageFiles, options: Any = None) -> Any:
     Raises:
         BackendError: the library refuses the stage.
     """
+    _check_int8(files)
     try:
         return library().InferenceSession(files.graph, options or _options(files), providers=PROVIDERS)
     except Exception as error:  # the library's exceptions share no base class
@@ -152,6 +161,19 @@ def compiled(files: StageFiles, options: Any = None) -> Any:
             found=str(error).strip()[:500],
             fix="update onnxruntime (1.23 or newer), or export the bundle again",
         ) from error
+
+
+def _check_int8(files: StageFiles) -> None:
+    """Refuses what the library would refuse in words that tell a user nothing."""
+    found = tuple(int(part) for part in version().split(".")[:2])
+    if is_int8(files.graph) and found < OLDEST_FOR_INT8:
+        raise BackendError(
+            "this version of ONNX Runtime cannot run int8 stages",
+            where=f"stage {files.name}",
+            expected="onnxruntime 1.24 or newer, which needs Python 3.11 or newer",
+            found=f"onnxruntime {version()}",
+            fix="update it, pip install 'trunkline[openvino]', or copy the float32 bundle here",
+        )
 
 
 def _failed_run(name: str, error: Exception) -> BackendError:

@@ -18,11 +18,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from tests.bundles import frame, windows
+from trunkline.calibration.int8.linears import find_linears, normalise
+from trunkline.calibration.int8.placement import place_int8
+from trunkline.calibration.int8.stage_plan import save
 from trunkline.runtime import Ensemble, load
-from trunkline.runtime.backends import StageFiles, choose, named, names
+from trunkline.runtime.backends import StageFiles, choose, named, names, onnxruntime
+from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BackendError, CandidateError, ClosedError, InputError, InstructionError
 
 SECONDS = 30
@@ -68,6 +73,25 @@ def test_84_library_too_old(monkeypatch: pytest.MonkeyPatch, version: str, good:
     missing = named("openvino").available()
     assert good == (missing is None)
     assert missing is None or missing.reason == "openvino 2025.4.1 is older than 2026.1"
+
+
+@pytest.mark.parametrize(("version", "good"), [("1.23.2", False), ("1.24.0", True), ("1.31.1", True)])
+def test_84_onnxruntime_too_old_for_int8(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, good: bool
+) -> None:
+    """JetPack 6 has Python 3.10, for which onnxruntime ends at 1.23: it has no kernel that quantises at opset 23."""
+    stage = Bundle(bundle).manifest.stages["vision"]
+    model = ir.load(bundle / stage.variants["cpu"].graph)
+    normalise(model)
+    place_int8(model, {find_linears(model)[0].name: 1.0}, [])
+    save(model, tmp_path)
+    files = StageFiles("vision", stage, (tmp_path / "cpu.onnx").read_bytes(), tmp_path)
+    monkeypatch.setattr(onnxruntime, "version", lambda: version)
+    if good:
+        onnxruntime.open_stage(files).close()
+        return
+    with pytest.raises(BackendError, match=r"cannot run int8 stages(.|\n)*1\.24(.|\n)*1\.23\.2(.|\n)*openvino"):
+        onnxruntime.open_stage(files)
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "", "os", "onnxruntime "])
