@@ -13,12 +13,17 @@ from pathlib import Path
 
 from torch import nn
 
+from trunkline.calibration.tensorrt_rules import violations
 from trunkline.exporter.stages.trace import Contract, capture
 from trunkline.exporter.stages.trt import TRT_VARIANT, Feed, check_trt_variant, lower_for_trt, write_trt_variant
 from trunkline.runtime.ensemble import load
+from trunkline.runtime.errors import ExportError
 from trunkline.runtime.manifest import Manifest, list_files, write_manifest
 from trunkline.runtime.parity import golden_calls
 from trunkline.runtime.progress import Progress, silent
+
+#: JetPack 6 has it.
+OLDEST_TENSORRT = "10.3"
 
 
 def add_half(folder: Path, module: Callable[[str], nn.Module], progress: Progress = silent) -> None:
@@ -39,11 +44,25 @@ def add_half(folder: Path, module: Callable[[str], nn.Module], progress: Progres
         contract = Contract(name, stage.inputs, stage.outputs[0])
         model = lower_for_trt(capture(module(name), contract), contract)
         variant, _ = write_trt_variant(model, contract, folder / "stages", feeds[name])
+        _require_acceptable(folder / variant.graph, name)
         stages[name] = replace(stage, variants={**stage.variants, TRT_VARIANT: variant})
         if all(other.precision == "float32" for other in stage.variants.values()):
             check_trt_variant(folder, name, stages[name], feeds[name])
     progress("float16 variants", len(stages), len(stages))
     write_manifest(list_files(replace(manifest, stages=stages), folder), folder)
+
+
+def _require_acceptable(graph: Path, name: str) -> None:
+    """Refuses what the oldest supported TensorRT would not take, as far as the graph tells."""
+    found = violations(graph, OLDEST_TENSORRT)
+    if found:
+        raise ExportError(
+            "TensorRT would not take a stage",
+            where=f"stage {name}",
+            expected=f"what the parser of TensorRT {OLDEST_TENSORRT} reads",
+            found=[str(each) for each in found[:20]],
+            fix="export without --half, and please report the architecture",
+        )
 
 
 def _golden_feeds(folder: Path) -> tuple[Manifest, dict[str, list[Feed]]]:

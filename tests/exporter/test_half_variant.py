@@ -8,12 +8,14 @@ import pytest
 
 from tests.conftest import made_once
 from trunkline.calibration.tensorrt_rules import violations
+from trunkline.exporter import half_variant
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.export import build
 from trunkline.exporter.options import ExportOptions
 from trunkline.exporter.trunk import Trunk
 from trunkline.runtime import load, onnx_scan
 from trunkline.runtime.bundle import Bundle
+from trunkline.runtime.errors import ExportError
 from trunkline.runtime.parity import check_parity
 
 
@@ -49,3 +51,10 @@ def test_the_runtime_takes_the_bundle(both: Path) -> None:
 def test_nothing_speaks_against_tensorrt(both: Path) -> None:
     for name, stage in Bundle(both).manifest.stages.items():
         assert violations(both / stage.variants["trt"].graph, "10.3") == [], name
+
+
+def test_what_tensorrt_would_refuse_is_not_shipped(both: Path) -> None:
+    """The cpu variant stands for such a graph: attention as one operator, opset 23."""
+    graph = both / Bundle(both).manifest.stages["vision"].variants["cpu"].graph
+    with pytest.raises(ExportError, match=r"TensorRT would not take a stage\n.*vision(.|\n)*10\.3(.|\n)*Attention"):
+        half_variant._require_acceptable(graph, "vision")
