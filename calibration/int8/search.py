@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ class Trials:
 
     def __init__(self, plans: Mapping[str, StagePlan], judge: Judge, work: Path) -> None:
         self._plans, self._judge, self._work = plans, judge, work
-        self._written: list[Path] = []
+        self._written: OrderedDict[Path, StageFiles] = OrderedDict()
 
     def judge(self, assignment: Assignment) -> Verdict:
         """Decisions of an assignment; stages without a choice are the bundle's own."""
@@ -86,17 +87,13 @@ class Trials:
         """The stage in this form, written now if it is not on the disk."""
         name = hashlib.sha256(json.dumps(sorted(choice.items())).encode()).hexdigest()[:16]
         folder = self._work / f"{stage}-{name}"
-        if folder in self._written:
-            self._written.remove(folder)
-            plan = self._plans[stage]
-            files = StageFiles(stage, plan.stage, (folder / "cpu.onnx").read_bytes(), folder)
-        else:
-            files = self._plans[stage].write(choice, folder)
-        self._written.append(folder)
-        for old in self._written[:-_FOLDERS]:
+        if folder not in self._written:
+            self._written[folder] = self._plans[stage].write(choice, folder)
+        self._written.move_to_end(folder)
+        while len(self._written) > _FOLDERS:
+            old, _ = self._written.popitem(last=False)
             shutil.rmtree(old)
-            self._written.remove(old)
-        return files
+        return self._written[folder]
 
 
 @dataclass

@@ -23,6 +23,7 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
+from trunkline.calibration.int8.stage_plan import INLINE_BYTES
 from trunkline.exporter.stages.naming import name_by_module
 from trunkline.runtime.errors import ExportError
 from trunkline.runtime.manifest import Stage, TensorSpec, Variant
@@ -30,8 +31,6 @@ from trunkline.runtime.manifest import Stage, TensorSpec, Variant
 #: Attention stays one ``Attention`` operator from this opset on.
 CPU_OPSET = 23
 CPU_VARIANT = "cpu"
-#: Tensors under this size stay in the graph file, where Netron shows them.
-INLINE_BYTES = 512
 #: Rows of the example that is traced; two, since a dimension of one would be taken for fixed.
 EXAMPLE_ROWS = 2
 MAX_ROWS = 4096
