@@ -6,7 +6,8 @@
     |-- InputError                 what was handed to a call is not usable
     |   |-- ImageError
     |   |-- InstructionError
-    |   `-- CandidateError
+    |   |-- CandidateError
+    |   `-- SensorError
     |-- CheckpointError            a training checkpoint cannot be read, or its members do not belong together
     |-- DatasetError               an evaluation or calibration data set cannot be used
     |-- TrunkError                 the frozen encoder cannot be built, cut or described as data
@@ -79,6 +80,10 @@ class InstructionError(InputError):
 
 class CandidateError(InputError):
     """A candidate action history is not one that the ensemble can judge."""
+
+
+class SensorError(InputError):
+    """A sensor stream or window is not one that the ensemble can judge, or there is none where one is needed."""
 
 
 class CheckpointError(TrunklineError):

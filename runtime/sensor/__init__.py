@@ -1,0 +1,1 @@
+"""Fast sensors: windows of a stream, and what a bundle says about the stream it was trained on."""
