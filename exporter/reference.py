@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trunkline.exporter.checkpoint.members import ALL_COMPONENTS, HeadShape, Member
+from trunkline.exporter.reference_sensor import SensorEncoder, SensorFusion
+from trunkline.runtime.sensor.form import SensorForm
 
 
 class TextAwareVisualExtraction(nn.Module):
@@ -89,7 +91,8 @@ class AttentionPool(nn.Module):
 class ReferenceMember(nn.Module):
     """One head. ``context`` and ``action`` give unit vectors (B, E) whose dot product is the member's score."""
 
-    def __init__(self, shape: HeadShape, padding_value: float) -> None:
+    def __init__(self, shape: HeadShape, padding_value: float, form: SensorForm | None = None) -> None:
+        """``form`` is that of the sensor's windows, the published one by default; only its resampling matters here."""
         super().__init__()
         self.shape = shape
         self.padding_value = padding_value
@@ -97,7 +100,11 @@ class ReferenceMember(nn.Module):
         pool = (shape.pool_width, shape.trunk_width, shape.heads, shape.pool_layers)
         self.vision_poolings = AttentionPool(*pool)
         self.text_pooling = AttentionPool(*pool)
-        self.input_projection = nn.Linear(2 * shape.pool_width, shape.embedding)
+        if shape.sensor is None:
+            self.input_projection = nn.Linear(2 * shape.pool_width, shape.embedding)
+        else:
+            self.sensor_encoder = SensorEncoder(shape.sensor, form or SensorForm(), shape.sensor_heads)
+            self.sensor_fusion = SensorFusion(shape.sensor, 2 * shape.pool_width, shape.embedding, shape.sensor_heads)
         if shape.encoder == "transformer":
             self.single_step_action_encoder = nn.Linear(shape.action_dim, shape.embedding)
             layer = nn.TransformerEncoderLayer(shape.embedding, shape.heads, shape.feedforward, dropout=0.1)
@@ -111,11 +118,27 @@ class ReferenceMember(nn.Module):
                 nn.Linear(shape.feedforward, shape.embedding),
             )
 
-    def context(self, patches: Tensor, tokens: Tensor) -> Tensor:
-        """(B, P, D), (B, L, D) float32 -> (B, E) unit vectors; text comes first in the projection."""
+    def context(self, patches: Tensor, tokens: Tensor, sensor: Tensor | None = None) -> Tensor:
+        """(B, P, D), (B, L, D), features (B, S) float32 -> (B, E) unit vectors; text comes first in what is joined.
+
+        Members without a sensor ignore ``sensor``.
+        """
         extracted = self.text_aware_visual_extraction(patches, tokens)
         joint = torch.cat([self.text_pooling(tokens), self.vision_poolings(extracted)], dim=-1)
-        return unit(self.input_projection(joint))
+        if self.shape.sensor is None:
+            return unit(self.input_projection(joint))
+        return unit(self.sensor_fusion(joint, sensor))
+
+    def feel(self, windows: Tensor | None) -> Tensor | None:
+        """Sensor features (B, S) of windows (B, T, C); of None (1, S), what stands for "no sensor".
+
+        None for a member without a sensor. A member whose encoder carries no such features needs windows.
+        """
+        if self.shape.sensor is None:
+            return None
+        if windows is None:
+            return self.sensor_encoder.absent.unsqueeze(0)
+        return self.sensor_encoder(windows)
 
     def action(self, histories: Tensor) -> Tensor:
         """(N, H, A) float32 -> (N, E) unit vectors."""
@@ -140,7 +163,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 def build_member(member: Member) -> ReferenceMember:
     """The PyTorch module of one checkpoint member, in eval mode and float32."""
-    module = ReferenceMember(member.shape, member.settings.padding_value)
+    module = ReferenceMember(member.shape, member.settings.padding_value, member.settings.sensor)
     module.load_state_dict(member.tensors(), strict=True)
     return module.float().eval().requires_grad_(False)
 

@@ -7,17 +7,15 @@ One function per check; each yields findings that say what is wrong, what it mea
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
 
 import torch
 
-from trunkline.exporter.checkpoint.members import Checkpoint, Member
+from trunkline.exporter.checkpoint.findings import Check, Finding
+from trunkline.exporter.checkpoint.members import JOINT_COMPONENT, SENSOR_FUSION, Checkpoint, Member, misfits
+from trunkline.exporter.checkpoint.sensor_doctor import constant_sensor, ignored_sensor, sensor_absence, window_skew
 from trunkline.exporter.reference import sinusoid
 from trunkline.runtime.errors import CheckpointError
-
-Severity = Literal["fatal", "warning", "note"]
 
 #: Largest entry by which a stored position code may differ from the formula; it is computed in float32.
 POSITION_TOLERANCE = 1e-3
@@ -25,21 +23,6 @@ POSITION_TOLERANCE = 1e-3
 MAX_TEMPERATURE = 100.0
 #: Cosine between two members' projection weights under which they hardly come from one run.
 RELATED_COSINE = 0.2
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One hazard: which check found it, in which member, what it is, what it means, what to do."""
-
-    severity: Severity
-    check: str
-    member: str | None
-    problem: str
-    meaning: str
-    fix: str
-
-
-Check = Callable[[Checkpoint], Iterator[Finding]]
 
 
 def diagnose(checkpoint: Checkpoint) -> list[Finding]:
@@ -105,7 +88,8 @@ def finite_weights(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def stored_dtype(checkpoint: Checkpoint) -> Iterator[Finding]:
     for member in checkpoint.members:
-        kinds = sorted({str(t.dtype).removeprefix("torch.") for t in member.tensors().values()} - {"float32"})
+        floats = [tensor.dtype for tensor in member.tensors().values() if tensor.is_floating_point()]
+        kinds = sorted({str(dtype).removeprefix("torch.") for dtype in floats} - {"float32"})
         if kinds:
             yield Finding(
                 "warning",
@@ -161,17 +145,18 @@ def assumed_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def members_belong_together(checkpoint: Checkpoint) -> Iterator[Finding]:
-    first = checkpoint.members[0]
-    for member in checkpoint.members[1:]:
-        if member.shape != first.shape or member.settings != first.settings:
-            yield Finding(
-                "fatal",
-                "members_belong_together",
-                member.name,
-                f"shape or padding differs from {first.name}: {member.shape}, {member.settings}",
-                "their vectors cannot be averaged, or the same window is padded for one member and real for another",
-                "merge only checkpoints of one training run",
-            )
+    found: dict[str, list[str]] = {}
+    for member, difference in misfits(checkpoint.members):
+        found.setdefault(member.name, []).append(difference)
+    for name, differences in found.items():
+        yield Finding(
+            "fatal",
+            "members_belong_together",
+            name,
+            "shape or settings differ: " + "; ".join(differences),
+            "their vectors cannot be averaged, or the same window is padded for one member and real for another",
+            "merge only checkpoints of one training run",
+        )
 
 
 def duplicates(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -206,8 +191,15 @@ def one_run(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _projection_cosine(one: Member, other: Member) -> float:
-    flat = [member.components["input_projection"]["weight"].float().flatten() for member in (one, other)]
+    flat = [_projection(member).float().flatten() for member in (one, other)]
     return float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
+
+
+def _projection(member: Member) -> torch.Tensor:
+    """The matrix that makes a member's context vector."""
+    if member.shape.sensor is None:
+        return member.components[JOINT_COMPONENT]["weight"]
+    return member.components[SENSOR_FUSION]["fusion_proj.weight"]
 
 
 def step_order(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -269,6 +261,10 @@ CHECKS: tuple[Check, ...] = (
     one_run,
     padding_value,
     position_code,
+    ignored_sensor,
+    constant_sensor,
+    window_skew,
+    sensor_absence,
     assumed_metadata,
     step_order,
 )

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from trunkline.exporter.checkpoint.members import Checkpoint, Member, Settings
+from trunkline.exporter.checkpoint.members import Checkpoint, Member, Settings, shared_settings
 from trunkline.exporter.checkpoint.names import unique_names
+from trunkline.exporter.checkpoint.sensor_file import sensor_form
 from trunkline.exporter.checkpoint.shapes import read_shape
 from trunkline.runtime import record
 from trunkline.runtime.errors import CheckpointError
@@ -48,7 +49,7 @@ def write_ensemble_file(checkpoint: Checkpoint, path: Path) -> None:
         format=FORMAT,
         schema=SCHEMA,
         backbone=checkpoint.backbone,
-        settings=checkpoint.members[0].settings,
+        settings=shared_settings(checkpoint),
         members=tuple(MemberRecord(member.name, member.source) for member in checkpoint.members),
         frozen_digest=checkpoint.frozen_digest,
     )
@@ -130,7 +131,8 @@ def _member(path: Path, header: EnsembleRecord, index: int, file: safe_open) -> 
             components.setdefault(part, {})[key] = file.get_tensor(name)
     info = header.members[index]
     shape = read_shape(components, header.settings, f"{path}, member {info.name}")
-    settings = replace(header.settings, history_length=shape.history_length, action_dim=shape.action_dim)
+    form = sensor_form(header.settings.sensor, shape.sensor)
+    settings = replace(header.settings, history_length=shape.history_length, action_dim=shape.action_dim, sensor=form)
     return Member(info.name, info.source, components, settings, shape)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, Checkpoint, Member, Settings
+from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, Checkpoint, Member, Settings, misfits
 from trunkline.exporter.checkpoint.names import unique_names
 from trunkline.exporter.checkpoint.read import read_checkpoint
+from trunkline.exporter.checkpoint.sensor_file import read_sensor_encoder
 from trunkline.exporter.checkpoint.write import check_suffix, write_checkpoint
 from trunkline.runtime.errors import CheckpointError
 from trunkline.runtime.progress import Progress, silent
@@ -35,6 +36,7 @@ def merge(
     *,
     backbone: str | None = None,
     settings: Settings | None = None,
+    sensor_encoder: Path | None = None,
     progress: Progress = silent,
 ) -> MergeReport:
     """Writes the members of all sources, in order, into one file.
@@ -44,16 +46,19 @@ def merge(
         output: ``.safetensors`` for our form, ``.pt`` for the published one.
         backbone: open_clip name of the trunk; by default what the sources say.
         settings: what training checkpoints leave open; published values by default.
+        sensor_encoder: file with the sensor encoder of members that carry none but fuse one.
         progress: counts sources.
 
     Raises:
         CheckpointError: a source cannot be read, or the members do not belong together (all differences listed).
     """
     check_suffix(Path(output))
+    encoder = None if sensor_encoder is None else read_sensor_encoder(sensor_encoder)
     checkpoints = []
     for index, source in enumerate(sources):
         progress("reading checkpoints", index, len(sources))
-        checkpoints.append(read_checkpoint(Path(source), settings=settings, progress=progress))
+        read = read_checkpoint(Path(source), settings=settings, sensor_encoder=encoder, progress=progress)
+        checkpoints.append(read)
     progress("reading checkpoints", len(sources), len(sources))
     merged = join(checkpoints, backbone=backbone)
     write_checkpoint(merged, Path(output))
@@ -76,7 +81,8 @@ def join(checkpoints: Sequence[Checkpoint], *, backbone: str | None = None) -> C
     members = unique_names(member for checkpoint in checkpoints for member in checkpoint.members)
     if not members:
         raise CheckpointError("cannot merge without a checkpoint", fix="name at least one file")
-    differences = [*_member_differences(members), *_trunk_differences(checkpoints)]
+    differences = [f"{member.name}: {problem}" for member, problem in misfits(members)]
+    differences += _trunk_differences(checkpoints)
     if differences:
         raise CheckpointError(
             "the members do not belong together",
@@ -92,15 +98,6 @@ def join(checkpoints: Sequence[Checkpoint], *, backbone: str | None = None) -> C
         notes=tuple(dict.fromkeys(note for checkpoint in checkpoints for note in checkpoint.notes)),
         frozen_digest=next((each.frozen_digest for each in checkpoints if each.frozen_digest), None),
     )
-
-
-def _member_differences(members: Sequence[Member]) -> Iterator[str]:
-    first = members[0]
-    reference = asdict(first.shape) | asdict(first.settings)
-    for member in members[1:]:
-        for name, value in (asdict(member.shape) | asdict(member.settings)).items():
-            if value != reference[name]:
-                yield f"{member.name}: {name} is {value}, {first.name} has {reference[name]}"
 
 
 def _trunk_differences(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:

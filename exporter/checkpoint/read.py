@@ -7,17 +7,13 @@ Four forms (docs/checkpoints.md):
 3. weights-only merged file: ``ensemble_components`` alone, the rest takes the published defaults;
 4. our own safetensors form, strict and versioned.
 
-``.pt`` files are opened with the restricted unpickler and memory-mapped: tensors are read from the disk when they
-are used. There is no second, weaker attempt.
+A member that fuses a sensor may lie in a file without the sensor's encoder, where several share one that was trained
+before; it is then given by name.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle  # noqa: TID251 - only its exception is caught; nothing is unpickled here
-import struct
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -30,13 +26,17 @@ from trunkline.exporter.checkpoint.members import (
     ALL_COMPONENTS,
     PUBLISHED_BACKBONE,
     PUBLISHED_PADDING_VALUE,
+    SENSOR_ENCODER,
+    SENSOR_FUSION,
     Checkpoint,
     Member,
     Settings,
     StateDict,
 )
 from trunkline.exporter.checkpoint.names import unique_names
+from trunkline.exporter.checkpoint.sensor_file import declared_form, sensor_form
 from trunkline.exporter.checkpoint.shapes import read_shape
+from trunkline.exporter.checkpoint.torch_file import is_state_dict, load
 from trunkline.runtime.errors import CheckpointError
 from trunkline.runtime.progress import Progress, silent
 
@@ -46,27 +46,21 @@ WRAPPED_PREFIX = "module."
 
 _UNWRAP = "a `module.` prefix comes from saving a wrapped model: save the unwrapped one"
 
-#: What the restricted unpickler lets through when the bytes of a file are damaged.
-_LOADER_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OSError,
-    struct.error,
-)
 
-
-def read_checkpoint(path: Path, *, settings: Settings | None = None, progress: Progress = silent) -> Checkpoint:
+def read_checkpoint(
+    path: Path,
+    *,
+    settings: Settings | None = None,
+    sensor_encoder: StateDict | None = None,
+    progress: Progress = silent,
+) -> Checkpoint:
     """Reads a checkpoint of any known form.
 
     Args:
         path: a ``.pt`` / ``.pth`` / ``.bin`` or ``.safetensors`` file.
         settings: what the tensors cannot tell, for forms that do not say it themselves; published values by default.
+        sensor_encoder: of members that fuse a sensor and carry no encoder themselves; from
+            :func:`trunkline.exporter.checkpoint.sensor_file.read_sensor_encoder`.
         progress: told about the hashing of frozen weights, in bytes.
 
     Raises:
@@ -77,12 +71,13 @@ def read_checkpoint(path: Path, *, settings: Settings | None = None, progress: P
         raise CheckpointError("cannot read a checkpoint", where=path, found="no such file", fix="check the path")
     if path.suffix == ".safetensors":
         return read_ensemble_file(path)
-    content = _load(path)
+    content = load(path)
     if "ensemble_components" in content:
-        return _merged(path, content, settings)
+        return _merged(path, content, settings, sensor_encoder)
     state = content.get("model_state_dict", content)
     if isinstance(state, Mapping) and any(str(key).startswith(ALL_COMPONENTS) for key in state):
-        return _training(path, state, settings or Settings(), progress, bare=state is content)
+        read = _training(path, state, settings or Settings(), sensor_encoder, progress)
+        return replace(read, form=f"{read.form} (bare state dict)") if state is content else read
     names = sorted(map(str, state if isinstance(state, Mapping) else content))
     wrapped = any(name.startswith(WRAPPED_PREFIX) for name in names)
     raise CheckpointError(
@@ -94,27 +89,9 @@ def read_checkpoint(path: Path, *, settings: Settings | None = None, progress: P
     )
 
 
-def _load(path: Path) -> Mapping[str, Any]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on files that are refused anyway
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except _LOADER_ERRORS as error:
-        raise CheckpointError(
-            "cannot open a checkpoint with the restricted loader",
-            where=path,
-            expected="a PyTorch file of tensors, dicts, lists, strings and numbers",
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            fix="save plain state dicts again with torch.save; files that need full unpickling are never opened",
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            "the file is not a verifier checkpoint", where=path, expected="a dict", found=type(content).__name__
-        )
-    return content
-
-
-def _merged(path: Path, content: Mapping[str, Any], settings: Settings | None) -> Checkpoint:
+def _merged(
+    path: Path, content: Mapping[str, Any], settings: Settings | None, sensor_encoder: StateDict | None
+) -> Checkpoint:
     weights_only = "backbone" not in content
     parts = content["ensemble_components"]
     if not isinstance(parts, list) or not parts or not all(isinstance(part, Mapping) for part in parts):
@@ -133,9 +110,14 @@ def _merged(path: Path, content: Mapping[str, Any], settings: Settings | None) -
         heads=_integer(declared, "attention_heads", defaults.heads, path),
         history_length=_integer(declared, "history_length", defaults.history_length, path),
         action_dim=_integer(declared, "action_dim", defaults.action_dim, path),
+        sensor=declared_form(declared, defaults.sensor, path),
+        sensor_heads=_integer(declared, "sensor_heads", defaults.sensor_heads, path),
     )
-    members = [_component_member(path, part, name, shared) for part, name in zip(parts, sources, strict=True)]
+    members = [
+        _component_member(path, part, name, shared, sensor_encoder) for part, name in zip(parts, sources, strict=True)
+    ]
     notes = ("metadata is missing: published backbone, window and padding are assumed",) if weights_only else ()
+    notes += _sensor_notes(shared, members)
     return Checkpoint(
         form="weights-only merged file" if weights_only else "merged file",
         members=unique_names(members),
@@ -175,7 +157,9 @@ def _source_names(names: object, count: int, path: Path) -> list[str]:
     return [f"{path.stem}[{index}]" for index in range(count)]
 
 
-def _component_member(path: Path, part: Mapping[str, Any], source: str, shared: Settings) -> Member:
+def _component_member(
+    path: Path, part: Mapping[str, Any], source: str, shared: Settings, sensor_encoder: StateDict | None
+) -> Member:
     where = f"{path}, member {source}"
     padding = part.get("action_padding_value", PUBLISHED_PADDING_VALUE)
     if type(padding) not in (int, float):
@@ -195,23 +179,36 @@ def _component_member(path: Path, part: Mapping[str, Any], source: str, shared: 
             else "merge the source checkpoints again with `trunkline merge`",
         )
     settings = replace(shared, padding_value=float(padding))
-    return _member(states, source, settings, where)
+    return _member(states, source, settings, sensor_encoder, where)
 
 
-def is_state_dict(state: object) -> bool:
-    return isinstance(state, Mapping) and all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    )
-
-
-def _member(states: Mapping[str, StateDict], source: str, settings: Settings, where: str) -> Member:
+def _member(
+    states: Mapping[str, StateDict],
+    source: str,
+    settings: Settings,
+    sensor_encoder: StateDict | None,
+    where: str,
+) -> Member:
+    if sensor_encoder is not None and SENSOR_FUSION in states and SENSOR_ENCODER not in states:
+        states = {**states, SENSOR_ENCODER: sensor_encoder}
     shape = read_shape(states, settings, where)
-    settings = replace(settings, history_length=shape.history_length, action_dim=shape.action_dim)
+    form = sensor_form(settings.sensor, shape.sensor)
+    settings = replace(settings, history_length=shape.history_length, action_dim=shape.action_dim, sensor=form)
     return Member(name=Path(source).stem, source=source, components=states, settings=settings, shape=shape)
 
 
+def _sensor_notes(stated: Settings, members: Iterable[Member]) -> tuple[str, ...]:
+    if stated.sensor is not None or all(member.shape.sensor is None for member in members):
+        return ()
+    return ("the sensor's rate, window and number of steps are not stated: the published 650 Hz, 650, 650 are assumed",)
+
+
 def _training(
-    path: Path, state: Mapping[str, torch.Tensor], settings: Settings, progress: Progress, *, bare: bool
+    path: Path,
+    state: Mapping[str, torch.Tensor],
+    settings: Settings,
+    sensor_encoder: StateDict | None,
+    progress: Progress,
 ) -> Checkpoint:
     if not is_state_dict(state):
         raise CheckpointError(
@@ -240,11 +237,13 @@ def _training(
             found=unknown[:20],
             fix=f"{_UNWRAP}; action_pos_embedding marks a two-view (DROID) verifier, which is not supported",
         )
+    member = _member(parts, path.name, settings, sensor_encoder, str(path))
+    notes = ("window length, padding value and attention heads are not stated in this form: assumed",)
     return Checkpoint(
-        form="training checkpoint (bare state dict)" if bare else "training checkpoint",
-        members=(_member(parts, path.name, settings, str(path)),),
+        form="training checkpoint",
+        members=(member,),
         backbone=None,
-        notes=("window length, padding value and attention heads are not stored in this form: assumed",),
+        notes=notes + _sensor_notes(settings, [member]),
         frozen_digest=digest_tensors(frozen.items(), progress) if frozen else None,
     )
 

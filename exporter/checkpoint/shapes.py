@@ -10,7 +10,16 @@ from collections.abc import Mapping
 
 import torch
 
-from trunkline.exporter.checkpoint.members import ACTION_COMPONENTS, ActionEncoderKind, HeadShape, Settings, StateDict
+from trunkline.exporter.checkpoint.members import (
+    ACTION_COMPONENTS,
+    JOINT_COMPONENT,
+    SENSOR_FUSION,
+    ActionEncoderKind,
+    HeadShape,
+    Settings,
+    StateDict,
+)
+from trunkline.exporter.checkpoint.sensor_shapes import sensor_problems, sensor_shape
 from trunkline.exporter.reference import ReferenceMember
 from trunkline.runtime.errors import CheckpointError
 
@@ -55,7 +64,9 @@ def read_shape(components: Components, settings: Settings, where: str) -> HeadSh
 
 def _check_settings(settings: Settings, where: str) -> None:
     counts = {"heads": settings.heads, "history_length": settings.history_length, "action_dim": settings.action_dim}
+    counts["sensor_heads"] = settings.sensor_heads
     wrong = [f"{name} is {value}" for name, value in counts.items() if value < 1]
+    wrong += settings.sensor.problems() if settings.sensor else []
     if not abs(settings.padding_value) <= torch.finfo(torch.float32).max:
         wrong.append(f"padding_value is {settings.padding_value}, no finite float32")
     if wrong:
@@ -84,7 +95,8 @@ def _encoder_kind(components: Components, where: str) -> ActionEncoderKind:
 def _key_sizes(components: Components, settings: Settings, encoder: ActionEncoderKind) -> HeadShape:
     patches, trunk_width = components["text_aware_visual_extraction"]["pos_emb"].shape
     pool = components["vision_poolings"]
-    projection = components["input_projection"]["weight"]
+    projected = components[SENSOR_FUSION] if SENSOR_FUSION in components else components[JOINT_COMPONENT]
+    projection = projected["fusion_proj.weight" if SENSOR_FUSION in components else "weight"]
     history_length, action_dim, layers = settings.history_length, settings.action_dim, 0
     if encoder == "transformer":
         action_dim = components["single_step_action_encoder"]["weight"].shape[1]
@@ -108,6 +120,8 @@ def _key_sizes(components: Components, settings: Settings, encoder: ActionEncode
         history_length=history_length,
         action_dim=action_dim,
         heads=settings.heads,
+        sensor=sensor_shape(components, pool["query"].shape[-1]),
+        sensor_heads=settings.sensor_heads,
     )
 
 
@@ -122,8 +136,8 @@ def _widths(components: Components, shape: HeadShape) -> list[str]:
     readouts = components["vision_poolings"]["query"].shape[1]
     if readouts != 1:
         found.append(f"the pools have {readouts} readouts; only one is supported")
-    inputs = components["input_projection"]["weight"].shape[1]
-    if inputs == 3 * shape.pool_width:
+    joint = components.get(JOINT_COMPONENT, {}).get("weight")
+    if joint is not None and joint.shape[1] == 3 * shape.pool_width:
         found.append("input_projection reads three vectors: a two-view (DROID) member, which is not supported")
     widths = {"pool": shape.pool_width} | ({"embedding": shape.embedding} if shape.encoder == "transformer" else {})
     found += [
@@ -131,7 +145,7 @@ def _widths(components: Components, shape: HeadShape) -> list[str]:
         for name, width in widths.items()
         if width % shape.heads
     ]
-    return found
+    return found + sensor_problems(shape)
 
 
 def _differences(components: Components, shape: HeadShape) -> list[str]:

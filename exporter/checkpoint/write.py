@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from trunkline.exporter.checkpoint.ensemble_file import write_ensemble_file
-from trunkline.exporter.checkpoint.members import Checkpoint, Member
+from trunkline.exporter.checkpoint.members import Checkpoint, Member, shared_settings
 from trunkline.runtime.errors import CheckpointError
 from trunkline.runtime.files import replacing
 
@@ -56,9 +57,12 @@ def _write_merged(checkpoint: Checkpoint, path: Path) -> None:
         "history_length": first.settings.history_length,
         "action_dim": first.settings.action_dim,
         "source_checkpoints": [member.source for member in checkpoint.members],
-        # Two keys the published readers do not know and do not look for.
+        # Keys the published readers do not know and do not look for.
         "attention_heads": first.settings.heads,
     }
+    settings = shared_settings(checkpoint)
+    if settings.sensor is not None:
+        content |= {"sensor": asdict(settings.sensor), "sensor_heads": settings.sensor_heads}
     if checkpoint.frozen_digest:
         content["frozen_digest"] = checkpoint.frozen_digest
     torch.save(content, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kit import SMALL, SMALL_MLP, random_checkpoint, random_member
+from tests.kit import FORM, SMALL, SMALL_MLP, random_checkpoint, random_member, with_sensor
 from trunkline.exporter.checkpoint import doctor
 from trunkline.exporter.checkpoint.doctor import CHECKS, Finding, diagnose, refuse_fatal
 from trunkline.exporter.checkpoint.members import Checkpoint, Member, Settings
@@ -65,6 +65,25 @@ def padded(value: float) -> Checkpoint:
     return Checkpoint("random", members, "test")
 
 
+def sensing(fusion: str = "concat", **changes: object) -> Checkpoint:
+    return random_checkpoint(1, with_sensor(fusion=fusion, **changes))
+
+
+def sensor_edited(part: str, key: str, edit: Callable[[torch.Tensor], torch.Tensor]) -> Checkpoint:
+    checkpoint = sensing()
+    return replace(checkpoint, members=(edited(checkpoint.members[0], part, key, edit),))
+
+
+def deaf() -> Checkpoint:
+    """Its fusion has learned to look away: the sensor's columns are zero."""
+
+    def edit(weight: torch.Tensor) -> torch.Tensor:
+        weight[:, 2 * SMALL.pool_width :] = 0
+        return weight
+
+    return sensor_edited("sensor_fusion", "fusion_proj.weight", edit)
+
+
 RIGHT = {"num_models": 3, "use_transformer": True, "history_length": 10, "action_dim": 7}
 BASE = random_checkpoint(3)
 
@@ -103,11 +122,11 @@ FIRES: dict[str, tuple[str, str, str | None, str, Checkpoint]] = {
     ),
     "assumed": ("assumed_metadata", "note", None, "taken on trust", replace(BASE, notes=("taken on trust",))),
     "other shape": (
-        *("members_belong_together", "fatal", "epoch_9", "shape or padding differs from epoch_0"),
+        *("members_belong_together", "fatal", "epoch_9", "patches is 9, epoch_0 has 16"),
         with_second(BASE, random_member(replace(SMALL, patches=9), 9)),
     ),
     "other padding": (
-        *("members_belong_together", "fatal", "epoch_9", "padding_value=-4.0"),
+        *("members_belong_together", "fatal", "epoch_9", "padding_value is -4.0, epoch_0 has -5.0"),
         with_second(BASE, random_member(seed=9, padding=-4.0)),
     ),
     "twice": (
@@ -122,6 +141,24 @@ FIRES: dict[str, tuple[str, str, str | None, str, Checkpoint]] = {
     "position": (
         *("position_code", "warning", "epoch_1", "differs from the published formula by up to 0.5"),
         second(TAV, "pos_emb", lambda tensor: tensor + 0.5),
+    ),
+    "one token": (
+        *("ignored_sensor", "warning", "epoch_0", "single vision-language token"),
+        sensing("cross-attention, one token"),
+    ),
+    "deaf": ("ignored_sensor", "warning", "epoch_0", "as different as silence and noise", deaf()),
+    "collapsed": (
+        *("constant_sensor", "warning", "epoch_0", "very different windows"),
+        sensor_edited("sensor_encoder", "projection.0.weight", lambda weight: weight * 0),
+    ),
+    "resampled": (
+        *("window_skew", "warning", None, "windows of 50 samples (0.5 s) are resampled to 5 steps"),
+        random_checkpoint(2, with_sensor(), form=replace(FORM, steps=5)),
+    ),
+    "no absence": ("sensor_absence", "note", "epoch_0", "where there is no sensor", sensing(absent=False)),
+    "other rates": (
+        *("members_belong_together", "fatal", "epoch_9", "sensor.rate_hz is 99.0, epoch_0 has 100.0"),
+        with_second(sensing(), random_member(with_sensor(), 9, form=replace(FORM, rate_hz=99.0))),
     ),
 }
 
@@ -142,6 +179,19 @@ SILENT: dict[str, tuple[str, Checkpoint]] = {
     "padding -5": ("padding_value", BASE),
     "padding just outside": ("padding_value", padded(-1.001)),
     "formula": ("position_code", BASE),
+    "concat hears": ("ignored_sensor", sensing()),
+    "gated hears": ("ignored_sensor", sensing("gated")),
+    "two tokens hear": ("ignored_sensor", sensing("cross-attention")),
+    "features vary": ("constant_sensor", sensing()),
+    "whole windows": ("window_skew", sensing()),
+    "adaptive windows": (
+        "window_skew",
+        random_checkpoint(1, with_sensor(), form=replace(FORM, steps=5, adaptive=True)),
+    ),
+    "absence": ("sensor_absence", sensing()),
+    "sensor counts": ("stored_dtype", sensing()),
+    "with and without sensor": ("members_belong_together", with_second(BASE, random_member(with_sensor(), 9))),
+    "two fusions": ("members_belong_together", with_second(sensing(), random_member(with_sensor(fusion="gated"), 9))),
     "rounding": ("position_code", second(TAV, "pos_emb", lambda tensor: tensor + 5e-4)),
 }
 
