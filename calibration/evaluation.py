@@ -28,9 +28,11 @@ from PIL import Image
 
 from trunkline.calibration.samples.dataset import Dataset, Sample
 from trunkline.calibration.samples.pools import WindowPool
+from trunkline.calibration.samples.sample import SensorExcerpt
 from trunkline.runtime.errors import DatasetError, ImageError, InputError
 from trunkline.runtime.image import open_image
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.sensor.window import SensorWindow
 
 DEFAULT_SAMPLES = 50
 DEFAULT_POOL = 20
@@ -40,19 +42,23 @@ Z_95 = 1.959963984540054
 _LISTED = 20
 
 Floats = NDArray[np.float32]
-#: (image, instruction, histories (N, H, A)) -> fused scores (N,), members' scores (K, N).
-Score = Callable[[Image.Image, str, Floats], tuple[Floats, Floats]]
+#: (image, instruction, histories (N, H, A), sensor window) -> fused scores (N,), members' scores (K, N).
+Score = Callable[[Image.Image, str, Floats, SensorWindow | None], tuple[Floats, Floats]]
 
 
 @dataclass(frozen=True, eq=False)
 class DecisionCase:
-    """One decision to take: N candidates, of which ``histories[truth]`` is right; ``sample`` is the sample's id."""
+    """One decision to take: N candidates, of which ``histories[truth]`` is right; ``sample`` is the sample's id.
+
+    ``sensor`` is what the sample's fast sensor measured, None for a sample without one.
+    """
 
     sample: str
     image: Path
     instruction: str
     histories: Floats
     truth: int
+    sensor: SensorExcerpt | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +190,7 @@ def distinct_windows(dataset: Dataset) -> WindowPool:
 def draw_decision(sample: Sample, windows: WindowPool, pool: int, generator: random.Random) -> DecisionCase:
     """One case: the sample's window among up to ``pool - 1`` others."""
     histories, truth = windows.draw_with(sample.history, pool, generator)
-    return DecisionCase(sample.id, sample.image, sample.instruction, histories, truth)
+    return DecisionCase(sample.id, sample.image, sample.instruction, histories, truth, sample.sensor)
 
 
 def evaluate(
@@ -210,9 +216,9 @@ def evaluate(
     results, spent_s = [], 0.0
     for index, case in enumerate(readable):
         progress("decisions", index, len(readable))
-        image = open_image(case.image)
+        image, window = open_image(case.image), case.sensor.open() if case.sensor else None
         start = time.perf_counter()
-        fused, members = score(image, case.instruction, case.histories)
+        fused, members = score(image, case.instruction, case.histories, window)
         spent_s += time.perf_counter() - start
         results.append(_result(case, fused, members))
     progress("decisions", len(readable), len(readable))

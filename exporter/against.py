@@ -6,6 +6,7 @@ second shows how much the original rounds by itself, so that our error can be se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from trunkline.calibration.samples.synthetic import frame, windows
+from trunkline.exporter.golden import probe_sensors
 from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.runtime.ensemble import Ensemble
 from trunkline.runtime.parity import Comparison, compare
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.sensor.window import SensorWindow
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,21 @@ def verify_against(
     """
     seed = int(np.random.SeedSequence().entropy) % (1 << 32) if seed is None else seed  # type: ignore[arg-type]
     instructions = ensemble.bundle.manifest.text.instructions[:4] or PROBE_INSTRUCTIONS
-    cases = []
     random = np.random.default_rng(seed)
-    for index in range(frames):
+    sensors = probe_sensors(reference, random, frames)
+    cases = []
+    for index, samples in enumerate(sensors):
         size = FRAME_SIZES[index % len(FRAME_SIZES)]
-        cases.append((frame(random, *size), windows(random, candidates, reference.settings)))
-    ours = [ensemble.score(image, instructions, histories).scores for image, histories in cases]
+        cases.append((frame(random, *size), windows(random, candidates, reference.settings), samples))
+    ours = [_score(ensemble, image, instructions, histories, samples) for image, histories, samples in cases]
     scored: dict[torch.dtype, list[NDArray[np.float32]]] = {}
     for step, dtype in enumerate((torch.float32, torch.bfloat16)):
         if dtype != reference.dtype:
             reference = PyTorchEnsemble(reference.trunk, reference.checkpoint, trunk_dtype=dtype)
         scored[dtype] = []
-        for index, (image, histories) in enumerate(cases):
+        for index, (image, histories, samples) in enumerate(cases):
             progress("PyTorch reference", step * frames + index, 2 * frames)
-            scored[dtype].append(reference.score(image, instructions, histories)[0])
+            scored[dtype].append(reference.score(image, instructions, histories, samples)[0])
     progress("PyTorch reference", 2 * frames, 2 * frames)
     gate = ensemble.bundle.manifest.parity
     exact = np.stack(scored[torch.float32])
@@ -73,3 +77,16 @@ def verify_against(
     original = compare(exact, np.stack(scored[torch.bfloat16]), gate.margin)
     passed = mine.max_score_change <= gate.max_score_change and mine.winners_changed == 0
     return AgainstReport(mine, original, seed, gate.max_score_change, passed)
+
+
+def _score(
+    ensemble: Ensemble,
+    image: NDArray[np.uint8],
+    instructions: Sequence[str],
+    histories: NDArray[np.float32],
+    samples: NDArray[np.float32] | None,
+) -> NDArray[np.float32]:
+    """Fused scores (I, N); ``samples`` are of the bundle's own stream."""
+    entry = ensemble.bundle.manifest.sensor
+    window = None if entry is None or samples is None else SensorWindow(samples, entry.form.rate_hz)
+    return ensemble.score(image, instructions, histories, sensor=window).scores

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from torch import nn
 
 from trunkline.calibration.int8.compress import check_budget, compress
 from trunkline.calibration.int8.outcome import CalibrationRecord
 from trunkline.calibration.samples.draw import DrawnSamples
-from trunkline.exporter.checkpoint.doctor import Finding, refuse_fatal
+from trunkline.exporter.checkpoint.doctor import refuse_fatal
+from trunkline.exporter.checkpoint.findings import Finding
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.checkpoint.read import digest_tensors, read_checkpoint
 from trunkline.exporter.golden import probe_inputs, sample_inputs, write_golden
@@ -31,9 +31,9 @@ from trunkline.exporter.half_variant import add_half
 from trunkline.exporter.int8_samples import draw
 from trunkline.exporter.options import ExportOptions
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
-from trunkline.exporter.stages.action import ActionStage
-from trunkline.exporter.stages.context import ContextStage
-from trunkline.exporter.stages.towers import TextStage, VisionStage
+from trunkline.exporter.sensor_entry import absent_features, sensor_entry
+from trunkline.exporter.stages.modules import stage_module
+from trunkline.exporter.stages.towers import TextStage
 from trunkline.exporter.stages.trace import Contract, trace
 from trunkline.exporter.trunk import Trunk, load_trunk
 from trunkline.runtime.bundle import Bundle
@@ -165,7 +165,7 @@ def build(
                 calibration = compress(folder, drawn, options.int8.compress, progress)
                 parity = _measure(folder, progress)
             if options.half:
-                add_half(folder, lambda stage: _module(stage, reference), progress)
+                add_half(folder, lambda stage: stage_module(stage, reference), progress)
             manifest = _keep_measured(folder, parity)
     except OSError as error:
         raise ExportError(
@@ -252,6 +252,8 @@ def _write(
         (folder / TOKENIZER_NAME).write_bytes(trunk.tokenizer_json)
     else:
         save_file({"tokens": _bake(trunk, baked, progress)}, folder / BAKED_NAME)
+    if draft.sensor is not None and draft.sensor.absent is not None:
+        save_file({"absent": absent_features(reference)}, folder / draft.sensor.absent)
     golden = probe_inputs(reference, baked) if drawn is None else sample_inputs(drawn.judging, draft.actions)
     write_golden(reference, golden, folder / GOLDEN_NAME, progress)
     draft = replace(draft, stages=stages, parity=replace(draft.parity, instructions=golden.instructions))
@@ -295,6 +297,7 @@ def _draft(checkpoint: Checkpoint, trunk: Trunk, baked: tuple[str, ...] | None, 
         parity=ParityEntry(GOLDEN_NAME, (), MAX_SCORE_CHANGE, MARGIN, 0.0, 0, 0),
         producer={name: metadata.version(name) for name in _PRODUCERS} | {"python": platform.python_version()},
         files={},
+        sensor=sensor_entry(checkpoint),
     )
 
 
@@ -308,16 +311,9 @@ def _trace_stages(draft: Manifest, reference: PyTorchEnsemble, folder: Path, pro
     contracts, stages = verifier_contract(draft), {}
     for index, (name, (inputs, output)) in enumerate(contracts.items()):
         progress(f"tracing {name}", index, len(contracts))
-        stages[name] = trace(_module(name, reference), Contract(name, inputs, output), folder / STAGES_NAME)
+        stages[name] = trace(stage_module(name, reference), Contract(name, inputs, output), folder / STAGES_NAME)
     progress("tracing", len(contracts), len(contracts))
     return stages
-
-
-def _module(stage: str, reference: PyTorchEnsemble) -> nn.Module:
-    """What a stage is traced from."""
-    if stage in ("vision", "text"):
-        return VisionStage(reference.trunk) if stage == "vision" else TextStage(reference.trunk)
-    return ContextStage(reference.members) if stage == "context" else ActionStage(reference.members)
 
 
 def _bakeable(bake: Sequence[str], trunk: Trunk) -> tuple[str, ...]:

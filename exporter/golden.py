@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from trunkline.calibration.samples.sample import CalibrationSample, Camera
-from trunkline.calibration.samples.synthetic import candidates_for, frame, windows
+from trunkline.calibration.samples.synthetic import candidates_for, frame, stream, windows
+from trunkline.exporter.checkpoint.members import knows_absence, shared_settings
 from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.runtime.image import to_pixels
@@ -29,11 +30,15 @@ SAMPLE_FRAMES = 3
 
 @dataclass(frozen=True, eq=False)
 class GoldenInputs:
-    """Frames (height, width, 3) uint8, each with its candidates (N, H, A); all are scored under all instructions."""
+    """Frames (height, width, 3) uint8, each with its candidates (N, H, A); all are scored under all instructions.
+
+    ``sensors``: samples (n, C) of the stream for each frame, None for a frame without.
+    """
 
     frames: tuple[NDArray[np.uint8], ...]
     histories: tuple[NDArray[np.float32], ...]
     instructions: tuple[str, ...]
+    sensors: tuple[NDArray[np.float32] | None, ...]
 
 
 def probe_inputs(reference: PyTorchEnsemble, baked: Sequence[str] | None) -> GoldenInputs:
@@ -43,7 +48,22 @@ def probe_inputs(reference: PyTorchEnsemble, baked: Sequence[str] | None) -> Gol
     for height, width in FRAME_SIZES:
         frames.append(frame(random, height, width))
         histories.append(windows(random, CANDIDATES, reference.settings))
-    return GoldenInputs(tuple(frames), tuple(histories), tuple((baked or PROBE_INSTRUCTIONS)[:MAX_INSTRUCTIONS]))
+    instructions = tuple((baked or PROBE_INSTRUCTIONS)[:MAX_INSTRUCTIONS])
+    return GoldenInputs(tuple(frames), tuple(histories), instructions, probe_sensors(reference, random, len(frames)))
+
+
+def probe_sensors(
+    reference: PyTorchEnsemble, random: np.random.Generator, count: int
+) -> tuple[NDArray[np.float32] | None, ...]:
+    """Made-up samples for each of ``count`` frames; the last one has none if the ensemble knows what absence means."""
+    form, absence = shared_settings(reference.checkpoint).sensor, knows_absence(reference.checkpoint)
+    if form is None:
+        return (None,) * count
+    lengths = [form.samples] * count
+    if form.adaptive or form.padding != "none":
+        lengths[1:] = [max(1, form.samples // 3)] * (count - 1)
+    sensors = [stream(random, length, form.channels) for length in lengths]
+    return (*sensors[:-1], None) if absence else tuple(sensors)
 
 
 def sample_inputs(samples: Sequence[CalibrationSample], actions: ActionsEntry) -> GoldenInputs:
@@ -53,6 +73,7 @@ def sample_inputs(samples: Sequence[CalibrationSample], actions: ActionsEntry) -
         frames=tuple(_rgb(sample.open()) for sample in chosen),
         histories=tuple(candidates_for(sample, actions)[:CANDIDATES] for sample in chosen),
         instructions=tuple(dict.fromkeys(sample.instruction for sample in chosen))[:MAX_INSTRUCTIONS],
+        sensors=tuple(None if sample.sensor is None else sample.sensor.open().samples for sample in chosen),
     )
 
 
@@ -61,9 +82,11 @@ def write_golden(reference: PyTorchEnsemble, inputs: GoldenInputs, path: Path, p
     trunk = reference.trunk
     ids = trunk.tokenizer(list(inputs.instructions), context_length=trunk.context_length).numpy()
     tensors: dict[str, NDArray[np.generic]] = {}
-    for index, (image, histories) in enumerate(zip(inputs.frames, inputs.histories, strict=True)):
+    for index, (image, histories, sensor) in enumerate(
+        zip(inputs.frames, inputs.histories, inputs.sensors, strict=True)
+    ):
         progress("PyTorch reference", index, len(inputs.frames))
-        scores, member_scores = reference.score(image, inputs.instructions, histories)
+        scores, member_scores = reference.score(image, inputs.instructions, histories, sensor)
         parts = {
             "frame": _png(image),
             "pixels": pixels_digest(to_pixels(image, trunk.image)),
@@ -72,6 +95,7 @@ def write_golden(reference: PyTorchEnsemble, inputs: GoldenInputs, path: Path, p
             "scores": scores,
             "member_scores": member_scores,
         }
+        parts |= {} if sensor is None else {"sensor": sensor}
         tensors |= {golden_name(kind, index): np.ascontiguousarray(value) for kind, value in parts.items()}
     progress("PyTorch reference", len(inputs.frames), len(inputs.frames))
     save_file(tensors, path)

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import nn
 
+from trunkline.calibration.dataflow import Dataflow, Tensors
 from trunkline.calibration.tensorrt_rules import violations
 from trunkline.exporter.stages.trace import Contract, capture
 from trunkline.exporter.stages.trt import TRT_VARIANT, Feed, check_trt_variant, lower_for_trt, write_trt_variant
+from trunkline.runtime.backends import Session
 from trunkline.runtime.ensemble import load
 from trunkline.runtime.errors import ExportError
 from trunkline.runtime.manifest import Manifest, list_files, write_manifest
@@ -70,14 +74,19 @@ def _golden_feeds(folder: Path) -> tuple[Manifest, dict[str, list[Feed]]]:
     feeds: dict[str, list[Feed]] = {}
     with load(folder) as ensemble:
         manifest = ensemble.bundle.manifest
-        sessions = {name: ensemble.open_stage(name) for name in manifest.stages if name in ("vision", "text")}
-        for frame, histories in golden_calls(ensemble):
-            fed = ensemble.inputs(frame, manifest.parity.instructions, histories)
-            (fed["patches"],) = sessions["vision"].run({"pixels": fed["pixels"]}).values()
-            if "text" in sessions:
-                (fed["tokens"],) = sessions["text"].run({"ids": fed["ids"]}).values()
-            for name, stage in manifest.stages.items():
-                feeds.setdefault(name, []).append({tensor.name: fed[tensor.name] for tensor in stage.inputs})
+        flow = Dataflow(manifest.stages)
+        sessions: dict[str, Session] = {}
+
+        def run(stage: str, inputs: Tensors) -> NDArray[Any]:
+            if stage not in sessions:
+                sessions[stage] = ensemble.open_stage(stage)
+            (output,) = sessions[stage].run(inputs).values()
+            return output
+
+        for call in golden_calls(ensemble):
+            fed = ensemble.inputs(call.image, call.instructions, call.histories, call.sensor)
+            for name in flow.running(fed):
+                feeds.setdefault(name, []).append(flow.inputs(name, fed, run))
         for session in sessions.values():
             session.close()
     return manifest, feeds

@@ -18,5 +18,5 @@ def draw(options: Int8Options, draft: Manifest, trunk: Trunk, progress: Progress
         InputError: the numbers asked for are under 1.
     """
     tokenizer = trunk.tokenizer_json if draft.text.baked is None else None
-    needs = BundleNeeds(draft.actions, instruction_check(draft.text, tokenizer))
+    needs = BundleNeeds(draft.actions, instruction_check(draft.text, tokenizer), draft.sensor)
     return draw_samples(options.samples, needs, options.draw, judge=options.judge, progress=progress)

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
-from trunkline.exporter.checkpoint.members import Checkpoint
+from trunkline.exporter.checkpoint.members import Checkpoint, shared_settings
 from trunkline.exporter.reference import ReferenceMember, build_member, fuse
 from trunkline.exporter.trunk import TextFeatures, Trunk, VisionFeatures
 
@@ -49,17 +50,44 @@ class PyTorchEnsemble:
         return self._vision(batch), self._text(ids)
 
     @torch.inference_mode()
-    def embed(self, patches: Tensor, tokens: Tensor, histories: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    def embed(
+        self, patches: Tensor, tokens: Tensor, histories: NDArray[np.float32], sensor: NDArray[np.float32] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The members' unit vectors: (K, I, E) and (K, N, E)."""
         windows = torch.from_numpy(np.asarray(histories, np.float32))
         repeated = patches.expand(len(tokens), -1, -1)
-        context = torch.stack([member.context(repeated, tokens) for member in self.members])
-        return context, torch.stack([member.action(windows) for member in self.members])
+        felt = None if sensor is None else self.sensor_batch(sensor)
+        contexts = [_context(member, repeated, tokens, felt) for member in self.members]
+        return torch.stack(contexts), torch.stack([member.action(windows) for member in self.members])
+
+    def sensor_batch(self, samples: NDArray[np.float32]) -> Tensor:
+        """Samples (n, C) of a stream as a batch of one window, cut or padded as in training; not yet resampled."""
+        form = shared_settings(self.checkpoint).sensor
+        rows = torch.from_numpy(np.asarray(samples, np.float32))
+        if form is None or form.adaptive:
+            return rows.unsqueeze(0)
+        rows = rows[-form.samples :]
+        short = form.samples - len(rows)
+        padding = (0, 0, short, 0) if form.padding == "left" else (0, 0, 0, short)
+        return functional.pad(rows, padding).unsqueeze(0)
 
     def score(
-        self, image: NDArray[np.uint8] | Image.Image, instructions: Sequence[str], histories: NDArray[np.float32]
+        self,
+        image: NDArray[np.uint8] | Image.Image,
+        instructions: Sequence[str],
+        histories: NDArray[np.float32],
+        sensor: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Fused scores (I, N) and members' scores (K, I, N) of full windows (N, H, A)."""
-        context, action = self.embed(*self.features(image, instructions), histories)
+        """Fused scores (I, N) and members' scores (K, I, N) of full windows (N, H, A).
+
+        ``sensor`` holds samples (n, C) of the stream; None is for members without a sensor, or trained for its absence.
+        """
+        context, action = self.embed(*self.features(image, instructions), histories, sensor)
         fused = fuse(list(context)) @ fuse(list(action)).T
         return fused.numpy(), (context @ action.transpose(1, 2)).numpy()
+
+
+def _context(member: ReferenceMember, patches: Tensor, tokens: Tensor, windows: Tensor | None) -> Tensor:
+    """(I, E) unit vectors of one member under I instructions, all with the same window."""
+    felt = member.feel(windows)
+    return member.context(patches, tokens, None if felt is None else felt.expand(len(tokens), -1))

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from trunkline.exporter.checkpoint.members import ALL_COMPONENTS, HeadShape, Member
 from trunkline.exporter.reference_sensor import SensorEncoder, SensorFusion
+from trunkline.runtime.errors import SensorError
 from trunkline.runtime.sensor.form import SensorForm
 
 
@@ -132,13 +133,18 @@ class ReferenceMember(nn.Module):
     def feel(self, windows: Tensor | None) -> Tensor | None:
         """Sensor features (B, S) of windows (B, T, C); of None (1, S), what stands for "no sensor".
 
-        None for a member without a sensor. A member whose encoder carries no such features needs windows.
+        None for a member without a sensor.
+
+        Raises:
+            SensorError: there are no windows, and the encoder carries nothing that stands for that.
         """
         if self.shape.sensor is None:
             return None
-        if windows is None:
-            return self.sensor_encoder.absent.unsqueeze(0)
-        return self.sensor_encoder(windows)
+        if windows is not None:
+            return self.sensor_encoder(windows)
+        if self.sensor_encoder.absent is None:
+            raise SensorError("a member reads a sensor, there is none, and it was not trained for that")
+        return self.sensor_encoder.absent.unsqueeze(0)
 
     def action(self, histories: Tensor) -> Tensor:
         """(N, H, A) float32 -> (N, E) unit vectors."""

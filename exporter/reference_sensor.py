@@ -31,7 +31,7 @@ class SensorEncoder(nn.Module):
 
     def __init__(self, shape: SensorShape, form: SensorForm, heads: int) -> None:
         super().__init__()
-        self.form = form
+        self.shape, self.form = shape, form
         widths = [shape.channels, *shape.conv]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):

@@ -18,17 +18,20 @@ from PIL import Image
 from trunkline.runtime import candidates, fusion, onnx_scan
 from trunkline.runtime.backends import Backend, Session, StageFiles, choose
 from trunkline.runtime.bundle import Bundle
-from trunkline.runtime.errors import BackendError, BundleError, ClosedError, InputError, InstructionError
+from trunkline.runtime.errors import BackendError, BundleError, ClosedError, InputError, SensorError
+from trunkline.runtime.features import FrameFeatures, SensorFeatures
 from trunkline.runtime.graph import CacheLimits, ContentNames, Source, StageCounts, StageGraph
 from trunkline.runtime.image import to_pixels
+from trunkline.runtime.instructions import InstructionSources, as_list, group_instructions
 from trunkline.runtime.manifest import Variant
 from trunkline.runtime.progress import Progress, silent
-from trunkline.runtime.text import Tokenizer, clean
+from trunkline.runtime.sensor.source import Sensed, SensorSources
+from trunkline.runtime.sensor.steps import StepCounts
+from trunkline.runtime.sensor.window import SensorWindow
 
 Camera = NDArray[np.uint8] | Image.Image
 Histories = Sequence[ArrayLike] | NDArray[np.generic]
 
-MAX_INSTRUCTIONS = 256
 #: How many different frames, and how many bytes of them, are recognised when they come again.
 FRAMES = CacheLimits(entries=8, bytes=64 << 20)
 
@@ -92,12 +95,11 @@ class Ensemble:
         self._threads = threads
         self._process = os.getpid()
         self._closed = False
-        self._image, self._actions, self._text = bundle.manifest.image, bundle.manifest.actions, bundle.manifest.text
-        name = self._text.tokenizer
-        self._tokenizer = Tokenizer(self._text.spec, bundle.read(name)) if name else None
-        self._baked = _read_baked(bundle) if self._text.baked else {}
+        self._image, self._actions = bundle.manifest.image, bundle.manifest.actions
+        self._instructions = InstructionSources(bundle)
         self._frames = ContentNames(FRAMES)
         self._graph = StageGraph(bundle.manifest.stages, self.open_stage, limits or CacheLimits())
+        self._sensor = SensorSources(bundle, self._graph)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -106,31 +108,35 @@ class Ensemble:
 
     def score(
         self,
-        image: Camera,
+        image: Camera | FrameFeatures,
         instruction: str | Sequence[str],
         histories: Histories,
         *,
         members: Sequence[int] | None = None,
+        sensor: Sensed = None,
     ) -> Decision:
         """Scores candidates.
 
         Args:
-            image: (height, width, 3) uint8 RGB array, or a PIL image, of any size.
+            image: (height, width, 3) uint8 RGB array, or a PIL image, of any size; or what :meth:`encode_frame` gave.
             instruction: one instruction, or a list of I rephrasings.
             histories: (N, h, A) array or list of (h, A), h up to H; see :mod:`trunkline.runtime.candidates`.
             members: indices of the members to ask; all by default.
+            sensor: a window of the fast sensor, or what :meth:`encode_sensor` gave. None says that there is none, which
+                is an error for members that read one unless they were trained for its absence.
 
         Raises:
             ImageError: the image cannot be judged.
             InstructionError: an instruction cannot be encoded, or is not among the baked ones.
             CandidateError: naming every candidate that cannot be scored.
-            InputError: ``members`` is empty, repeated or out of range.
+            SensorError: the window is not one that the members were trained on, or there is none.
+            InputError: ``members`` is empty, repeated or out of range, or features are another bundle's.
             ClosedError: the ensemble is closed, or was loaded before a fork.
             BackendError: a stage failed.
         """
         single = isinstance(instruction, str)
-        instructions = [cast(str, instruction)] if single else _as_list(instruction)
-        context, action = self.embed(image, instructions, histories, members=members)
+        instructions = [cast(str, instruction)] if single else as_list(instruction)
+        context, action = self.embed(image, instructions, histories, members=members, sensor=sensor)
         scores, by_member = fusion.fuse(context, action)  # (I, N), (K, I, N)
         values = scores.reshape(-1).tolist()
         winner, best = divmod(values.index(max(values)), scores.shape[1])
@@ -139,7 +145,13 @@ class Ensemble:
         return Decision(scores, best, winner, by_member)
 
     def select(
-        self, image: Camera, instructions: str | Sequence[str], histories: Histories, repeats: int = 1
+        self,
+        image: Camera | FrameFeatures,
+        instructions: str | Sequence[str],
+        histories: Histories,
+        repeats: int = 1,
+        *,
+        sensor: Sensed = None,
     ) -> Selection:
         """Chooses among groups of candidates: the group with the highest mean, then the best candidate in it.
 
@@ -160,8 +172,8 @@ class Ensemble:
                 fix="pass the same number of candidates for every rephrasing, group by group",
             )
         groups = count // repeats
-        names = _group_instructions(instructions, groups, repeats)
-        context, action = self.embed(image, names, histories)
+        names = group_instructions(instructions, groups, repeats)
+        context, action = self.embed(image, names, histories, sensor=sensor)
         fused, _ = fusion.fuse(context, action)  # (1 or G, A)
         by_group = fused.reshape(len(names), groups, repeats)
         scores = by_group[0] if len(names) == 1 else by_group[np.arange(groups), np.arange(groups)]
@@ -173,11 +185,12 @@ class Ensemble:
 
     def embed(
         self,
-        image: Camera,
+        image: Camera | FrameFeatures,
         instructions: Sequence[str],
         histories: Histories,
         *,
         members: Sequence[int] | None = None,
+        sensor: Sensed = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The members' unit vectors, before fusion: (K, I, E) and (K, N, E) float32.
 
@@ -186,13 +199,50 @@ class Ensemble:
         """
         self._require_open()
         chosen = self._chosen(members)
-        sources = self._text_source(_as_list(instructions))
-        sources["pixels"] = self._image_source(image)
+        sources = {
+            **self._instructions.of(instructions),
+            **self._image_source(image),
+            **self._sensor.of(sensor, chosen),
+        }
         windows = candidates.prepare(histories, self._actions)
         # The candidates of a call come and go together, so they are one part.
         sources["history"] = Source((windows.tobytes(),), lambda wanted: windows)
         context, action = self._graph.evaluate(("context", "action"), sources)
         return fusion.subset(context, chosen), fusion.subset(action, chosen)
+
+    def encode_frame(self, image: Camera) -> FrameFeatures:
+        """Runs the vision tower on a frame, for a later :meth:`score`.
+
+        Raises:
+            ImageError: the image cannot be judged.
+            TrunklineError: as :meth:`score`.
+        """
+        self._require_open()
+        sources = self._image_source(image)
+        (patches,) = self._graph.evaluate(("patches",), sources)
+        return FrameFeatures(patches, self._graph.keys("patches", sources), self.bundle.digest)
+
+    def encode_sensor(self, window: SensorWindow) -> SensorFeatures:
+        """Runs the sensor encoders on a window, for a later :meth:`score`.
+
+        Where a window has slid by a multiple of the encoder's stride since the last one of its stream, only what is new
+        goes through the convolutions; :attr:`sensor_counts` tells how often.
+
+        Raises:
+            SensorError: the window is not one that the encoders were trained on, or the ensemble has no sensor.
+            TrunklineError: as :meth:`score`.
+        """
+        self._require_open()
+        if window is None:
+            raise SensorError("there is no sensor window to encode", fix="pass sensor=None to score() instead")
+        sources = self._sensor.of(window)
+        (features,) = self._graph.evaluate(("sensor",), sources)
+        return SensorFeatures(features, self._graph.keys("sensor", sources), self.bundle.digest, window.end_ns)
+
+    @property
+    def sensor_counts(self) -> StepCounts:
+        """How many sensor windows were computed in full, and how many from the window before."""
+        return self._sensor.counts
 
     def pixels(self, image: Camera) -> NDArray[np.uint8]:
         """What the vision stage is given for an image: (height, width, 3) uint8.
@@ -208,19 +258,27 @@ class Ensemble:
         Raises:
             InstructionError: an instruction cannot be encoded.
         """
-        return None if self._tokenizer is None else self._tokenizer(list(instructions))
+        return self._instructions.token_ids(instructions)
 
     def inputs(
-        self, image: Camera, instructions: Sequence[str], histories: Histories
+        self,
+        image: Camera,
+        instructions: Sequence[str],
+        histories: Histories,
+        sensor: SensorWindow | None = None,
     ) -> dict[str, NDArray[np.generic]]:
-        """What the stages are fed for a call: ``pixels``, ``ids`` (or baked ``tokens``) and ``history``, by name.
+        """What the first stages are fed for a call, by tensor name.
+
+        ``pixels``, ``ids`` (or baked ``tokens``) and ``history``; with a sensor also ``samples`` of the whole window,
+        or ``sensor``, what stands for its absence.
 
         Raises:
             TrunklineError: as :meth:`score`.
         """
-        sources = self._text_source(_as_list(instructions))
+        sources = self._instructions.of(instructions)
         fed = {name: source.load(range(len(source.keys))) for name, source in sources.items()}
-        return {**fed, "pixels": self.pixels(image)[None], "history": candidates.prepare(histories, self._actions)}
+        windows = candidates.prepare(histories, self._actions)
+        return {**fed, **self._sensor.inputs(sensor), "pixels": self.pixels(image)[None], "history": windows}
 
     def open_stage(self, name: str, files: StageFiles | None = None) -> Session:
         """A session of its own on a stage, or on another form of it; the caller closes it.
@@ -256,6 +314,7 @@ class Ensemble:
         """Empties all caches; the next call computes everything."""
         self._graph.clear()
         self._frames.clear()
+        self._sensor.forget()
 
     def open_stages(self) -> None:
         """Compiles all stages now, side by side, so that no call has to wait for it."""
@@ -269,6 +328,7 @@ class Ensemble:
         if not closed and os.getpid() == self._process:
             self._graph.close()
             self._frames.clear()
+            self._sensor.forget()
 
     def __enter__(self) -> Ensemble:
         return self
@@ -304,41 +364,17 @@ class Ensemble:
             )
         return chosen
 
-    def _image_source(self, image: Camera) -> Source:
+    def _image_source(self, image: Camera | FrameFeatures) -> dict[str, Source]:
         """An array is known by its raw bytes, so that a known frame is not even resized again."""
+        if isinstance(image, FrameFeatures):
+            return {"patches": image.source(self.bundle.digest)}
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
             raw = image.tobytes()  # a copy: a camera driver may write the next frame before this one is looked at
             name = self._frames.name(raw, image.shape)
             frame = np.frombuffer(raw, np.uint8).reshape(image.shape)
-            return Source((name,), lambda wanted: to_pixels(frame, self._image)[None])
+            return {"pixels": Source((name,), lambda wanted: to_pixels(frame, self._image)[None])}
         pixels = to_pixels(image, self._image)
-        return Source((self._frames.name(pixels.tobytes(), "pixels"),), lambda wanted: pixels[None])
-
-    def _text_source(self, instructions: Sequence[str]) -> dict[str, Source]:
-        if not 0 < len(instructions) <= MAX_INSTRUCTIONS:
-            raise InstructionError(
-                "there must be an instruction, and not too many",
-                expected=f"1 to {MAX_INSTRUCTIONS}",
-                found=len(instructions),
-            )
-        if self._tokenizer is not None:
-            tokenizer = self._tokenizer
-            return {
-                "ids": Source(tuple(instructions), lambda wanted: tokenizer([instructions[index] for index in wanted]))
-            }
-        names = [self._baked_name(text) for text in instructions]
-        return {"tokens": Source(tuple(names), lambda wanted: np.stack([self._baked[names[i]] for i in wanted]))}
-
-    def _baked_name(self, instruction: str) -> str:
-        name = clean(instruction, self._text.spec.clean)
-        if name not in self._baked:
-            raise InstructionError(
-                "the bundle was exported for a fixed list of instructions, and this is not one of them",
-                expected=[*self._text.instructions[:10], *(["..."] if len(self._text.instructions) > 10 else [])],
-                found=repr(instruction),
-                fix="export again with the instruction in the --bake file, or without --bake",
-            )
-        return name
+        return {"pixels": Source((self._frames.name(pixels.tobytes(), "pixels"),), lambda wanted: pixels[None])}
 
     def _checked_graph(self, name: str, variant: Variant) -> bytes:
         where = f"{self.bundle.root}, {variant.graph}"
@@ -354,56 +390,6 @@ class Ensemble:
             where=where,
         )
         return graph
-
-
-def _as_list(instructions: Sequence[str]) -> list[str]:
-    if isinstance(instructions, str | bytes) or not isinstance(instructions, Iterable):
-        raise InstructionError("there must be a list of instructions", found=type(instructions).__name__)
-    names = list(instructions)
-    wrong = [f"{index}: {type(text).__name__}" for index, text in enumerate(names) if type(text) is not str]
-    if wrong:
-        raise InstructionError("an instruction must be a string", found=wrong[:20])
-    return names
-
-
-def _group_instructions(instructions: str | Sequence[str], groups: int, repeats: int) -> list[str]:
-    """One instruction for all groups, or one per group."""
-    names = [instructions] if isinstance(instructions, str) else _as_list(instructions)
-    if len(names) == groups * repeats and len(names) != groups:
-        per_group = [names[group * repeats : (group + 1) * repeats] for group in range(groups)]
-        mixed = [str(group) for group, each in enumerate(per_group) if len(set(each)) > 1]
-        if mixed:
-            raise InputError("candidates of one group have different instructions", found="groups " + ", ".join(mixed))
-        names = [each[0] for each in per_group]
-    if len(set(names)) == 1:
-        return names[:1]
-    if len(names) != groups:
-        raise InputError(
-            "instructions do not fit the groups",
-            expected=f"1 instruction, {groups} (one per group) or {groups * repeats} (one per candidate)",
-            found=len(names),
-        )
-    return names
-
-
-def _read_baked(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
-    """Tokens (L, D) by cleaned instruction."""
-    text, manifest = bundle.manifest.text, bundle.manifest
-    where = f"{bundle.root}, {text.baked}"
-    tokens = bundle.tensors(cast(str, text.baked)).get("tokens")
-    expected = (len(text.instructions), text.spec.context_length, manifest.trunk.width)
-    if not isinstance(tokens, np.ndarray) or tokens.shape != expected or tokens.dtype != np.float32:
-        found = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else "no tokens"
-        raise BundleError("baked instructions are malformed", where=where, expected=f"float32 {expected}", found=found)
-    if not np.isfinite(tokens).all():
-        raise BundleError("baked instructions are malformed", where=where, found="NaN or infinite values")
-    try:
-        names = [clean(each, text.spec.clean) for each in text.instructions]
-    except InstructionError as error:
-        raise BundleError("baked instructions are malformed", where=where, found=error.problem) from error
-    if len(set(names)) != len(names):
-        raise BundleError("baked instructions are not distinct once cleaned", where=where)
-    return dict(zip(names, tokens, strict=True))
 
 
 def load(

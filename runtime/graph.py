@@ -2,7 +2,8 @@
 
 A stage's output varies along at most one dimension, and its rows along it (frames, instructions, candidates) do not
 influence each other. So results are kept in *parts*: an entry of the varying dimension, or several that always come
-together, such as the candidates of one call. The key of a part is the key of what it was computed from: inputs that
+together, such as the candidates of one call or the samples of one window; where nothing varies, the whole output is one
+part. The key of a part is the key of what it was computed from: inputs that
 vary along the same dimension contribute their part of that index, other inputs contribute as a whole. Keys of sources
 are content or digests of content, so a buffer that a camera driver overwrites in place is a new input.
 
@@ -153,18 +154,16 @@ class Node:
     lock: threading.RLock = field(default_factory=threading.RLock)
     axis: int = field(init=False)
     along: dict[str, bool] = field(init=False)
-    counted: str = field(init=False)
-    counted_axis: int = field(init=False)
+    counted: TensorSpec | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Finds the output's varying dimension, the inputs that vary along it, and one to count its rows on."""
         self.axis = varying_axis(self.output)
-        letter = self.output.shape[self.axis]
+        letter = self.output.shape[self.axis] if self.axis >= 0 else None
         along = {spec.name: letter in spec.shape for spec in self.stage.inputs}
         # Inputs that vary along come first: they are usually known, and looked up before a slow stage runs.
         self.along = dict(sorted(along.items(), key=lambda item: not item[1]))
-        self.counted = next(name for name, varies in self.along.items() if varies)
-        self.counted_axis = next(varying_axis(spec) for spec in self.stage.inputs if spec.name == self.counted)
+        self.counted = next((spec for spec in self.stage.inputs if along[spec.name]), None)
 
     @property
     def output(self) -> TensorSpec:
@@ -227,6 +226,21 @@ class StageGraph:
         pull = _Pull(sources, keys)
         return [self._parts(tensor, None, pull) for tensor in tensors]
 
+    def keys(self, tensor: str, sources: Mapping[str, Source]) -> Keys:
+        """Keys of a tensor's parts: a source that gives it under the same keys is the same to every stage behind it."""
+        return self._find_keys(tensor, {name: source.keys for name, source in sources.items()})
+
+    def run(self, stage: str, inputs: dict[str, Array]) -> Array:
+        """Runs a stage for one part, whatever is known; its output, read-only.
+
+        Raises:
+            BackendError: the stage failed, or returned a wrong shape.
+        """
+        node = self.nodes[stage]
+        result = self._run(node, inputs, 1)
+        node.counts.runs += 1
+        return result
+
     def _find_keys(self, tensor: str, keys: dict[str, Keys]) -> Keys:
         """Keys of all parts of a tensor, entered into ``keys``."""
         if tensor not in keys:
@@ -234,7 +248,7 @@ class StageGraph:
             along: list[Keys] = []
             for name, varies in self._producer[tensor].along.items():
                 (along if varies else shared).append(self._find_keys(name, keys))
-            keys[tensor] = tuple((*parts, *shared) for parts in zip(*along, strict=True))
+            keys[tensor] = tuple((*parts, *shared) for parts in zip(*along, strict=True)) if along else (tuple(shared),)
         return keys[tensor]
 
     def _parts(self, tensor: str, wanted: Sequence[int] | None, pull: _Pull) -> Array:
@@ -267,17 +281,24 @@ class StageGraph:
                 present = [part for part in node.cache.get(keys) if part is not None]
                 if len(present) == len(keys):
                     return node.join(present)
+            result = self._run(node, inputs, len(keys))
+            parts = node.split(result, len(keys))
+            for part in parts:
+                part.setflags(write=False)
+            node.cache.put(keys, parts)  # before the next thread may look
+            node.counts.runs += 1  # last: who waits for the lock takes it for "there is something new in the cache"
+            return result
+
+    def _run(self, node: Node, inputs: dict[str, Array], parts: int) -> Array:
+        """Runs a stage, whatever is known; whoever is given the output must not write into it."""
+        with node.lock:
             session = node.session or self.open(node)
             started = time.perf_counter()
             result = session.run(inputs)[node.output.name]
             node.counts.seconds += time.perf_counter() - started
             _check_output(node, result, inputs)
-            parts = node.split(result, len(keys))
-            for part in (result, *parts):  # whoever is given it must not write into the cache
-                part.setflags(write=False)
-            node.cache.put(keys, parts)  # before the next thread may look
-            node.counts.runs += 1
-            node.counts.computed += len(keys)
+            result.setflags(write=False)
+            node.counts.computed += parts
             return result
 
     def open(self, node: Node) -> Session:
@@ -304,7 +325,8 @@ class StageGraph:
 
 def _check_output(node: Node, result: Array, inputs: Mapping[str, Array]) -> None:
     expected = list(node.output.shape)
-    expected[node.axis] = inputs[node.counted].shape[node.counted_axis]
+    if node.counted is not None:
+        expected[node.axis] = inputs[node.counted.name].shape[varying_axis(node.counted)]
     if list(result.shape) != expected:
         raise BackendError(
             "a stage returned another shape than it promises",

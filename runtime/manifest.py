@@ -18,6 +18,7 @@ from trunkline.runtime.errors import BundleError
 from trunkline.runtime.files import ambiguous, name_problem, sha256_of
 from trunkline.runtime.image import MAX_PIXELS, ImageSpec
 from trunkline.runtime.record import shown
+from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.text import TextSpec
 
 FORMAT = "trunkline-bundle"
@@ -118,6 +119,35 @@ class TextEntry:
 
 
 @dataclass(frozen=True)
+class SensorEntry:
+    """A fast sensor: the stream its encoders were trained on, and their sizes.
+
+    Attributes:
+        form: the stream, and how windows are cut from it.
+        encoders: J, distinct encoders; members may share one.
+        encoder_of: which encoder each member reads, None for a member without a sensor.
+        stride: samples between two steps behind the convolutions.
+        width: W of those steps.
+        features: S, numbers per window and encoder.
+        absent: a safetensors file with ``absent`` (J, 1, S), what stands for the features where there is no sensor;
+            None where nothing does, so that a window is always needed.
+    """
+
+    form: SensorForm
+    encoders: int
+    encoder_of: tuple[int | None, ...]
+    stride: int
+    width: int
+    features: int
+    absent: str | None = None
+
+    @property
+    def blocks(self) -> int:
+        """M: steps behind the convolutions, and blocks of ``stride`` samples in a window."""
+        return -(-self.form.steps // self.stride)
+
+
+@dataclass(frozen=True)
 class ParityEntry:
     """What the exporter measured on the golden vectors, and the gate a device must pass.
 
@@ -159,10 +189,12 @@ class Manifest:
     parity: ParityEntry
     producer: dict[str, str]
     files: dict[str, FileEntry]
+    sensor: SensorEntry | None = None
 
     def referenced(self) -> list[str]:
         """Every file the manifest uses, in a stable order."""
         names = [self.parity.golden, self.parity.calibration, self.text.tokenizer, self.text.baked]
+        names += [self.sensor.absent] if self.sensor else []
         for stage in self.stages.values():
             for variant in stage.variants.values():
                 names += [variant.graph, variant.weights]
@@ -233,6 +265,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _member_problems(manifest.members)
     yield from _number_problems(manifest)
     yield from _text_problems(manifest)
+    yield from _sensor_problems(manifest)
     shapes = [problem for stage in manifest.stages.items() for problem in _tensor_problems(*stage)]
     yield from shapes or _graph_problems(manifest)
     if (manifest.text.tokenizer is None) == (manifest.text.baked is None):
@@ -303,6 +336,26 @@ def _size_problems(manifest: Manifest) -> Iterator[str]:
         yield f"image: {image.height} x {image.width} are more than {MAX_PIXELS} pixels"
 
 
+def _sensor_problems(manifest: Manifest) -> Iterator[str]:
+    sensor = manifest.sensor
+    if sensor is None:
+        return
+    numbers = {"encoders": sensor.encoders, "stride": sensor.stride, "width": sensor.width, "features": sensor.features}
+    wrong = [f"sensor.{name} is {shown(value)}" for name, value in numbers.items() if not 0 < value <= MAX_DIMENSION]
+    wrong += list(sensor.form.problems())
+    if not wrong and sensor.blocks < 2:
+        wrong.append(f"sensor: {sensor.form.steps} steps are one block of {sensor.stride}; there must be two")
+    yield from wrong
+    if not wrong and sensor.form.samples * sensor.form.channels > MAX_ELEMENTS:
+        yield f"sensor: windows of {sensor.form.samples} x {sensor.form.channels} are more than {MAX_ELEMENTS} numbers"
+    used = {index for index in sensor.encoder_of if index is not None}
+    if len(sensor.encoder_of) != len(manifest.members) or used != set(range(min(sensor.encoders, MAX_MEMBERS))):
+        yield (
+            f"sensor.encoder_of {shown(list(sensor.encoder_of))} does not give each of {len(manifest.members)} members "
+            f"one of {sensor.encoders} encoders or none, and each encoder a member"
+        )
+
+
 def _text_problems(manifest: Manifest) -> Iterator[str]:
     """What a person is shown must not steer the terminal; digests are compared and must have one spelling."""
     texts = {"trunk.name": manifest.trunk.name}
@@ -351,7 +404,7 @@ Contract = Mapping[str, tuple[tuple[TensorSpec, ...], TensorSpec]]
 
 
 def verifier_contract(manifest: Manifest) -> Contract:
-    """Inputs and output of every stage that a verifier of these sizes has."""
+    """Inputs and output of every stage that a verifier of these sizes has, inputs of a stage before it."""
     image, actions, trunk = manifest.image, manifest.actions, manifest.trunk
     length, embedding, members = manifest.text.spec.context_length, manifest.embedding, len(manifest.members)
     tokens = TensorSpec("tokens", "float32", ("I", length, trunk.width))
@@ -367,7 +420,25 @@ def verifier_contract(manifest: Manifest) -> Contract:
     }
     if manifest.text.baked is not None:
         del stages["text"]
+    if manifest.sensor is not None:
+        stages |= _sensor_contract(manifest, manifest.sensor, frame, tokens)
     return stages
+
+
+def _sensor_contract(
+    manifest: Manifest, sensor: SensorEntry, frame: TensorSpec, tokens: TensorSpec
+) -> dict[str, tuple[tuple[TensorSpec, ...], TensorSpec]]:
+    """The stages of a sensor, and the context stage that reads it."""
+    samples = TensorSpec("samples", "float32", ("Q", sensor.stride, sensor.form.channels))
+    steps = TensorSpec("steps", "float32", (sensor.encoders, "Q", sensor.width))
+    window = TensorSpec("steps", "float32", (sensor.encoders, sensor.blocks + 1, sensor.width))
+    features = TensorSpec("sensor", "float32", (sensor.encoders, 1, sensor.features))
+    context = TensorSpec("context", "float32", (len(manifest.members), "I", manifest.embedding))
+    return {
+        "steps": ((samples,), steps),
+        "sensor": ((window,), features),
+        "context": ((frame, tokens, features), context),
+    }
 
 
 def _signature(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> str:

@@ -19,6 +19,7 @@ from trunkline.runtime.ensemble import Ensemble
 from trunkline.runtime.errors import BundleError, ImageError, ParityError
 from trunkline.runtime.image import decode_png
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.sensor.window import SensorWindow
 
 Scores = NDArray[np.float32]
 
@@ -90,14 +91,24 @@ def pixels_digest(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.frombuffer(hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest(), np.uint8)
 
 
-def golden_calls(ensemble: Ensemble) -> list[tuple[Image.Image, Scores]]:
-    """Golden frames, each with its candidates (N, H, A); all are scored under the manifest's instructions.
+@dataclass(frozen=True, eq=False)
+class GoldenCall:
+    """A golden frame, the instructions it is scored under, its candidates (N, H, A), and what its sensor felt."""
+
+    image: Image.Image
+    instructions: tuple[str, ...]
+    histories: Scores
+    sensor: SensorWindow | None
+
+
+def golden_calls(ensemble: Ensemble) -> list[GoldenCall]:
+    """The golden inputs.
 
     Raises:
         BundleError: the golden vectors are malformed.
     """
     golden = _Golden(ensemble)
-    return [(golden.frame(index), golden.histories(index)) for index in range(golden.frames)]
+    return [golden.call(index) for index in range(golden.frames)]
 
 
 def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityReport:
@@ -112,9 +123,9 @@ def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityRe
     found, found_members, pixels_changed = [], [], 0
     for index in range(golden.frames):
         progress("golden vectors", index, golden.frames)
-        image = golden.frame(index)
-        pixels_changed += not np.array_equal(pixels_digest(ensemble.pixels(image)), golden.get("pixels", index))
-        decision = ensemble.score(image, entry.instructions, golden.histories(index))
+        call = golden.call(index)
+        pixels_changed += not np.array_equal(pixels_digest(ensemble.pixels(call.image)), golden.get("pixels", index))
+        decision = ensemble.score(call.image, call.instructions, call.histories, sensor=call.sensor)
         found.append(decision.scores)
         found_members.append(decision.member_scores)
     progress("golden vectors", golden.frames, golden.frames)
@@ -163,6 +174,8 @@ class _Golden:
 
     def __init__(self, ensemble: Ensemble) -> None:
         manifest = ensemble.bundle.manifest
+        self._instructions = manifest.parity.instructions
+        self._form = manifest.sensor.form if manifest.sensor else None
         self._where = f"{ensemble.bundle.root}, {manifest.parity.golden}"
         self._tensors = ensemble.bundle.tensors(manifest.parity.golden)
         self.frames = sum(name.startswith("frame_") for name in self._tensors)
@@ -175,7 +188,12 @@ class _Golden:
             raise self._malformed("all tensors of every frame", f"no {kind} of frame {index}")
         return tensor
 
-    def frame(self, index: int) -> Image.Image:
+    def call(self, index: int) -> GoldenCall:
+        """One frame with everything; candidates and samples that cannot be scored are refused when they are."""
+        histories = cast(Scores, self.get("histories", index))
+        return GoldenCall(self._frame(index), self._instructions, histories, self._sensor(index))
+
+    def _frame(self, index: int) -> Image.Image:
         """A golden frame; it is kept as PNG, which loses nothing."""
         content = self.get("frame", index)
         if content.dtype != np.uint8 or content.ndim != 1:
@@ -185,9 +203,11 @@ class _Golden:
         except ImageError as error:
             raise self._malformed("frames as PNG files", f"frame {index}: {error.problem}") from error
 
-    def histories(self, index: int) -> Scores:
-        """Candidates of a frame; what cannot be scored is refused when it is."""
-        return cast(Scores, self.get("histories", index))
+    def _sensor(self, index: int) -> SensorWindow | None:
+        samples = self._tensors.get(golden_name("sensor", index))
+        if self._form is None or samples is None:
+            return None
+        return SensorWindow(cast(Scores, samples), self._form.rate_hz)
 
     def agreeing(self, scores: list[Scores]) -> Scores:
         """Scores of all frames as one array."""

@@ -6,6 +6,10 @@ Three everyday cases, all with instructions that were seen before:
 - ``new candidates``: the same image and instruction, N new candidates;
 - ``rephrasings``: a new image, I instructions, N candidates.
 
+An ensemble with a sensor has two more, with the image and candidates of before: ``new sensor window``, which shares
+nothing with the last one, and ``sensor window slid by ...``, which has moved by a few blocks of its stream. In the
+other cases the window stays what it was.
+
 Frames are random noise at twice the model's size, so that the resize is part of the measurement; noise costs the same
 as any image. Each case is warmed up first. ``outside`` is what a call spends outside the back end: checking, resizing,
 hashing, cache and fusion.
@@ -23,6 +27,8 @@ from numpy.typing import NDArray
 from trunkline.runtime.backends import described
 from trunkline.runtime.ensemble import Ensemble
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.sensor.form import SensorForm
+from trunkline.runtime.sensor.window import SensorWindow
 
 REPHRASINGS = (
     "put the red block in the bowl",
@@ -36,7 +42,21 @@ REPHRASINGS = (
 )
 
 
-Call = tuple[NDArray[np.uint8], list[str], NDArray[np.float32]]
+#: By how many blocks a window slides; 64 samples of the published encoder.
+HOP_BLOCKS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What :meth:`Ensemble.score` is given."""
+
+    image: NDArray[np.uint8]
+    instructions: list[str]
+    histories: NDArray[np.float32]
+    sensor: SensorWindow | None
+
+    def score(self, ensemble: Ensemble) -> None:
+        ensemble.score(self.image, self.instructions, self.histories, sensor=self.sensor)
 
 
 @dataclass(frozen=True)
@@ -95,18 +115,21 @@ def measure(
     """
     make = _Inputs(ensemble, candidates, seed)
     instructions = list(ensemble.bundle.manifest.text.instructions[:8] or REPHRASINGS)
-    still = make.frame()
+    one, still, same, felt = instructions[:1], make.frame(), make.windows(), make.sensor()
     cases: list[tuple[str, Callable[[], Call]]] = [
-        ("new frame", lambda: (make.frame(), instructions[:1], make.windows())),
-        ("new candidates", lambda: (still, instructions[:1], make.windows())),
-        (f"{len(instructions)} rephrasings", lambda: (make.frame(), instructions, make.windows())),
+        ("new frame", lambda: Call(make.frame(), one, make.windows(), felt)),
+        ("new candidates", lambda: Call(still, one, make.windows(), felt)),
+        (f"{len(instructions)} rephrasings", lambda: Call(make.frame(), instructions, make.windows(), felt)),
     ]
+    if felt is not None:
+        cases.append(("new sensor window", lambda: Call(still, one, same, make.sensor())))
+        cases.append((make.slid_name, lambda: Call(still, one, same, make.slid())))
     ensemble.forget()
     results = []
     for index, (name, prepare) in enumerate(cases):
         progress("measuring", index, len(cases))
         for _ in range(warm_up):
-            ensemble.score(*prepare())
+            prepare().score(ensemble)
         results.append(_measure_case(ensemble, name, [prepare() for _ in range(iterations)]))
     progress("measuring", len(cases), len(cases))
     return LatencyReport(described(ensemble.backend), candidates, len(instructions), tuple(results))
@@ -115,10 +138,10 @@ def measure(
 def _measure_case(ensemble: Ensemble, name: str, calls: Sequence[Call]) -> CaseLatency:
     totals, outside = [], []
     stages: dict[str, list[float]] = {}
-    for image, instructions, histories in calls:
+    for call in calls:
         before = {stage: counts.seconds for stage, counts in ensemble.counts().items()}
         started = time.perf_counter()
-        ensemble.score(image, instructions, histories)
+        call.score(ensemble)
         totals.append(time.perf_counter() - started)
         spent = {stage: counts.seconds - before[stage] for stage, counts in ensemble.counts().items()}
         outside.append(totals[-1] - sum(spent.values()))
@@ -130,12 +153,13 @@ def _measure_case(ensemble: Ensemble, name: str, calls: Sequence[Call]) -> CaseL
 
 
 class _Inputs:
-    """Random frames and windows of the sizes an ensemble takes."""
+    """Random frames, windows and sensor streams of the sizes an ensemble takes."""
 
     def __init__(self, ensemble: Ensemble, candidates: int, seed: int) -> None:
         self._manifest = ensemble.bundle.manifest
         self._candidates = candidates
         self._random = np.random.default_rng(seed)
+        self._sensor, self._position, self._rows = self._manifest.sensor, 0, np.empty((0, 0), np.float32)
 
     def frame(self) -> NDArray[np.uint8]:
         image = self._manifest.image
@@ -145,3 +169,29 @@ class _Inputs:
         actions = self._manifest.actions
         shape = (self._candidates, actions.history_length, actions.action_dim)
         return self._random.normal(0, 1, shape).astype(np.float32)
+
+    def sensor(self) -> SensorWindow | None:
+        """A window that shares nothing with any other; None for an ensemble without a sensor."""
+        return None if self._sensor is None else SensorWindow(self._samples(), self._sensor.form.rate_hz)
+
+    @property
+    def slid_name(self) -> str:
+        return f"sensor window slid by {self._hop} samples"
+
+    def slid(self) -> SensorWindow | None:
+        """The next window of one stream, ``HOP_BLOCKS`` blocks after the last."""
+        if self._sensor is None:
+            return None
+        form = self._sensor.form
+        fresh = self._random.normal(0, 1, (self._hop, form.channels)).astype(np.float32)
+        self._rows = np.concatenate([self._rows[self._hop :], fresh]) if len(self._rows) else self._samples()
+        self._position += self._hop
+        return SensorWindow(self._rows, form.rate_hz, stream=id(self), position=self._position)
+
+    @property
+    def _hop(self) -> int:
+        return 0 if self._sensor is None else HOP_BLOCKS * self._sensor.stride
+
+    def _samples(self) -> NDArray[np.float32]:
+        form = self._manifest.sensor.form if self._manifest.sensor else SensorForm()
+        return self._random.normal(0, 1, (form.samples, form.channels)).astype(np.float32)

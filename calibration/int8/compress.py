@@ -175,11 +175,10 @@ def _named(progress: Progress, step: str) -> Progress:
 
 def decisions(ensemble: Ensemble, samples: Sequence[CalibrationSample]) -> list[Inputs]:
     """Inputs of what the budget is judged on: samples, and the golden vectors, by which devices judge the bundle."""
-    instructions = ensemble.bundle.manifest.parity.instructions
     golden = [
-        ensemble.inputs(frame, [instruction], histories)
-        for frame, histories in golden_calls(ensemble)
-        for instruction in instructions
+        ensemble.inputs(call.image, [instruction], call.histories, call.sensor)
+        for call in golden_calls(ensemble)
+        for instruction in call.instructions
     ]
     with StageInputs(ensemble, samples) as inputs:
         return [*inputs.whole(), *golden]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.calibration.dataflow import Dataflow
 from trunkline.calibration.int8.outcome import Damage
 from trunkline.runtime import fusion
 from trunkline.runtime.backends import StageFiles
@@ -50,7 +51,9 @@ class Judge:
             progress: counts decisions.
         """
         self._ensemble = ensemble
+        self._flow = Dataflow(ensemble.bundle.manifest.stages)
         self._decisions = decisions
+        self._running = [self._flow.running(fed) for fed in decisions]
         self._outputs: OrderedDict[tuple[str, ...], list[Floats]] = OrderedDict()
         self._contexts: list[Floats] = []
         self._reference = self._score({}, progress)
@@ -83,18 +86,9 @@ class Judge:
 
     def _score(self, replaced: Mapping[str, StageFiles], progress: Progress) -> tuple[list[Floats], list[Floats]]:
         """Fused scores (N,) and members' scores (K, N) of each decision."""
-        forms = {name: f"{files.folder} {hash(files.graph)}" for name, files in replaced.items()}
-        vision, text = forms.get("vision", ""), forms.get("text", "")
-        decisions = self._decisions
-        patches = self._run("vision", (vision,), replaced, _picked(decisions, "pixels"), progress)
-        if "text" in self._ensemble.bundle.manifest.stages:
-            tokens = self._run("text", (text,), replaced, _picked(decisions, "ids"), progress)
-        else:
-            tokens = [np.asarray(each["tokens"], np.float32) for each in decisions]  # baked
-        read = [{"patches": frame, "tokens": words} for frame, words in zip(patches, tokens, strict=True)]
-        contexts = self._run("context", (vision, text, forms.get("context", "")), replaced, read, progress)
+        contexts = self._outputs_of("context", replaced, progress)
         self._contexts = self._contexts or contexts
-        actions = self._run("action", (forms.get("action", ""),), replaced, _picked(decisions, "history"), progress)
+        actions = self._outputs_of("action", replaced, progress)
         fused, members = [], []
         for context, action in zip(contexts, actions, strict=True):
             scores, by_member = fusion.fuse(context, action)  # (1, N), (K, 1, N)
@@ -102,34 +96,52 @@ class Judge:
             members.append(by_member[:, 0])
         return fused, members
 
-    def _run(
-        self,
-        stage: str,
-        forms: tuple[str, ...],
-        replaced: Mapping[str, StageFiles],
-        inputs: Sequence[Inputs],
-        progress: Progress,
-    ) -> list[Floats]:
-        """The stage's output for every decision, with inputs that were seen before not run again."""
-        key = (stage, *forms)
+    def _outputs_of(self, stage: str, replaced: Mapping[str, StageFiles], progress: Progress) -> list[Floats]:
+        """A stage's output for every decision. Outputs that depend on nothing replaced since are not computed again."""
+        before = self._flow.before(stage)
+        key = (stage, *(_form(replaced.get(name)) for name in before))
         if key in self._outputs:
             self._outputs.move_to_end(key)
             return self._outputs[key]
-        session = self._ensemble.open_stage(stage, replaced.get(stage))
+        known = {name: self._outputs_of(name, replaced, progress) for name in before[:-1]}
+        outputs = self._run(stage, replaced.get(stage), self._inputs(stage, known), progress)
+        self._outputs[key] = outputs
+        self._forget(stage)
+        return outputs
+
+    def _inputs(self, stage: str, known: Mapping[str, list[Floats]]) -> list[Inputs | None]:
+        """What a stage is fed for every decision, from the outputs of those before it; None where it does not run."""
+        sources = self._flow.sources(stage)
+        return [
+            {name: fed[name] if name in fed else known[str(source)][index] for name, source in sources.items()}
+            if stage in self._running[index]
+            else None
+            for index, fed in enumerate(self._decisions)
+        ]
+
+    def _run(
+        self, stage: str, files: StageFiles | None, inputs: Sequence[Inputs | None], progress: Progress
+    ) -> list[Floats]:
+        """The stage's output for every decision, with inputs that were seen before not run again.
+
+        Empty where the stage does not run; nobody asks for it there.
+        """
+        session = self._ensemble.open_stage(stage, files)
         try:
             known: dict[tuple[bytes, ...], Floats] = {}
             outputs = []
             for index, fed in enumerate(inputs):
                 progress(f"judging {stage}", index, len(inputs))
+                if fed is None:
+                    outputs.append(np.empty(0, np.float32))
+                    continue
                 content = tuple(np.ascontiguousarray(array).tobytes() for array in fed.values())
                 if content not in known:
-                    (known[content],) = session.run(fed).values()
+                    (known[content],) = session.run(dict(fed)).values()
                 outputs.append(known[content])
         finally:
             session.close()
         progress(f"judging {stage}", len(inputs), len(inputs))
-        self._outputs[key] = outputs
-        self._forget(stage)
         return outputs
 
     def _forget(self, stage: str) -> None:
@@ -139,8 +151,9 @@ class Judge:
             del self._outputs[key]
 
 
-def _picked(decisions: Sequence[Inputs], name: str) -> list[Inputs]:
-    return [{name: each[name]} for each in decisions]
+def _form(files: StageFiles | None) -> str:
+    """Which form of a stage this is; empty for the bundle's own."""
+    return "" if files is None else f"{files.folder} {hash(files.graph)}"
 
 
 def damage(expected: Sequence[Floats], found: Sequence[Floats]) -> Damage:

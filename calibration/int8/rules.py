@@ -50,4 +50,4 @@ class PlacementRules:
 CPU = PlacementRules("cpu", min_width=16, int8=Costs(0.0014, 0.009, 10_000), float32=Costs(0.0045, 0.018, 10_000))
 
 #: How often a stage runs for one new frame of a control loop; an instruction is met again many times.
-RUNS_PER_FRAME = {"vision": 1.0, "text": 0.05, "context": 1.0, "action": 1.0}
+RUNS_PER_FRAME = {"vision": 1.0, "text": 0.05, "context": 1.0, "action": 1.0, "steps": 2.0, "sensor": 2.0}

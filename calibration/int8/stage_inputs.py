@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.calibration.dataflow import Dataflow
 from trunkline.calibration.samples.sample import CalibrationSample
 from trunkline.calibration.samples.synthetic import candidates_for
 from trunkline.calibration.statistics.collect import Inputs, StageInput
@@ -20,17 +21,18 @@ from trunkline.runtime.ensemble import Ensemble
 class StageInputs:
     """Inputs of stages for samples, made when they are asked for. Not for several threads.
 
-    The context stage needs the vision and the text stage; they are compiled when it is first asked for, and freed by
+    Stages that others need, such as vision and text for context, are compiled when they are first run, and freed by
     :meth:`close`.
     """
 
     def __init__(self, ensemble: Ensemble, samples: Sequence[CalibrationSample]) -> None:
         self._ensemble, self._samples = ensemble, samples
+        self._flow = Dataflow(ensemble.bundle.manifest.stages)
         self._sessions: dict[str, Session] = {}
 
     def of(self, stage: str) -> list[StageInput]:
-        """Digest and loader of every sample's input; none for the action stage of samples without windows."""
-        usable = [each for each in self._samples if stage != "action" or each.histories is not None]
+        """Digest and loader of every sample's input; none of samples without what the stage reads."""
+        usable = [each for each in self._samples if self._has(stage, each)]
         return [(self._digest(stage, each), lambda each=each: self._make(stage, each)) for each in usable]  # type: ignore[misc]
 
     def whole(self) -> list[Inputs]:
@@ -51,6 +53,11 @@ class StageInputs:
     ) -> None:
         self.close()
 
+    def _has(self, stage: str, sample: CalibrationSample) -> bool:
+        if stage in ("steps", "sensor"):
+            return sample.sensor is not None
+        return stage != "action" or sample.histories is not None
+
     def _digest(self, stage: str, sample: CalibrationSample) -> str:
         """Of everything that the stage's input depends on."""
         parts = [self._ensemble.bundle.digest, stage, sample.digest]
@@ -59,16 +66,14 @@ class StageInputs:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _make(self, stage: str, sample: CalibrationSample) -> Inputs:
-        fed = self._fed(sample)
-        if stage != "context":
-            wanted = [tensor.name for tensor in self._ensemble.bundle.manifest.stages[stage].inputs]
-            return {name: fed[name] for name in wanted}
-        tokens = fed["tokens"] if "tokens" in fed else self._run("text", {"ids": fed["ids"]})
-        return {"patches": self._run("vision", {"pixels": fed["pixels"]}), "tokens": tokens}
+        return self._flow.inputs(stage, dict(self._fed(sample)), self._run)
 
     def _fed(self, sample: CalibrationSample) -> Inputs:
         histories = candidates_for(sample, self._ensemble.bundle.manifest.actions)
-        return self._ensemble.inputs(sample.open(), [sample.instruction], histories)
+        # An ensemble without a sensor may be calibrated on samples that have one.
+        felt = sample.sensor if self._ensemble.bundle.manifest.sensor else None
+        window = None if felt is None else felt.open()
+        return self._ensemble.inputs(sample.open(), [sample.instruction], histories, window)
 
     def _run(self, stage: str, inputs: Inputs) -> NDArray[Any]:
         if stage not in self._sessions:

@@ -1,4 +1,4 @@
-"""What a bundle asks of samples: windows of its size, and instructions that it can encode."""
+"""What a bundle asks of samples: windows of its size, instructions that it can encode, and its sensor's stream."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 from trunkline.calibration.samples.sample import CalibrationSample, Samples
 from trunkline.runtime import candidates
 from trunkline.runtime.bundle import Bundle
-from trunkline.runtime.errors import CandidateError, DatasetError, InstructionError
-from trunkline.runtime.manifest import ActionsEntry, TextEntry
+from trunkline.runtime.errors import CandidateError, DatasetError, InstructionError, SensorError
+from trunkline.runtime.manifest import ActionsEntry, SensorEntry, TextEntry
+from trunkline.runtime.sensor.window import check_window
 from trunkline.runtime.text import Tokenizer, clean
 
 _LISTED = 20
@@ -22,15 +23,17 @@ InstructionProblem = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class BundleNeeds:
-    """The two things that samples must fit.
+    """What samples must fit.
 
     Attributes:
         actions: the windows of the bundle.
         instruction_problem: says what is wrong with an instruction.
+        sensor: of the bundle, None for one that reads none.
     """
 
     actions: ActionsEntry
     instruction_problem: InstructionProblem
+    sensor: SensorEntry | None = None
 
     @classmethod
     def of(cls, bundle: Bundle) -> BundleNeeds:
@@ -41,7 +44,7 @@ class BundleNeeds:
         """
         text = bundle.manifest.text
         tokenizer_json = bundle.read(text.tokenizer) if text.tokenizer else None
-        return cls(bundle.manifest.actions, instruction_check(text, tokenizer_json))
+        return cls(bundle.manifest.actions, instruction_check(text, tokenizer_json), bundle.manifest.sensor)
 
 
 def instruction_check(text: TextEntry, tokenizer_json: bytes | None) -> InstructionProblem:
@@ -95,18 +98,19 @@ def check_form(samples: Samples, actions: ActionsEntry) -> None:
 
 
 def check_samples(drawn: Iterable[CalibrationSample], needs: BundleNeeds, name: str) -> None:
-    """Checks instructions and windows of the samples that are going to be used; no picture is opened.
+    """Checks instructions and windows of the samples that are going to be used; sensor windows are opened, no picture.
 
     Raises:
         DatasetError: listing all problems.
     """
     drawn = list(drawn)
     found = [*_instruction_problems(drawn, needs.instruction_problem), *_window_problems(drawn, needs.actions)]
+    found += _sensor_problems(drawn, needs.sensor) if needs.sensor else []
     if found:
         raise DatasetError(
             "samples cannot be scored by the bundle",
             where=name,
-            expected="instructions that it can encode, and windows that it was trained on",
+            expected="instructions that it can encode, and windows of actions and sensor that it was trained on",
             found=found[:_LISTED] + ([f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []),
             fix="correct these samples; a bundle with baked instructions is calibrated on those",
         )
@@ -120,6 +124,19 @@ def _instruction_problems(drawn: list[CalibrationSample], problem: InstructionPr
     for instruction, sample_id in first.items():
         if wrong := problem(instruction):
             yield f"{sample_id}: instruction {instruction!r:.80}: {wrong}"
+
+
+def _sensor_problems(drawn: list[CalibrationSample], sensor: SensorEntry) -> Iterator[str]:
+    for sample in drawn:
+        if sample.sensor is None:
+            if sensor.absent is None:
+                yield f"{sample.id}: no sensor window, and the ensemble does not know what absence means"
+            continue
+        try:
+            check_window(sample.sensor.open(), sensor.form)
+        except SensorError as error:
+            lines = error.found if isinstance(error.found, list) else [f"{error.problem}: {error.found}"]
+            yield from (f"{sample.id}: sensor: {each}" for each in lines)
 
 
 def _window_problems(drawn: list[CalibrationSample], actions: ActionsEntry) -> Iterator[str]:

@@ -7,10 +7,10 @@
     dataset.samples[0].history      # (H, A) float32
 
 Two forms are read: the keyed one (``action_histories``, ``instructions``, ``samples``, ``_metadata``) and the legacy
-one (instruction -> ``samples``). Unknown metadata is ignored. Rows without an image, window or instruction are left
-out, as the published readers do, but they are counted with the reason. Everything else that does not fit is refused,
-all problems at once: references to unknown ids, windows of another size, numbers that are not finite, and images that
-lead out of their folder.
+one (instruction -> ``samples``). Rows of both may name windows of a fast sensor (see ``sensor_rows``). Unknown metadata
+is ignored. Rows without an image, window or instruction are left out, as the published readers do, but they are counted
+with the reason. Everything else that does not fit is refused, all problems at once: references to unknown ids, windows
+of another size, numbers that are not finite, and images that lead out of their folder.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trunkline.calibration.samples.image_folder import image_problem, images_folder
+from trunkline.calibration.samples.sample import SensorExcerpt
+from trunkline.calibration.samples.sensor_rows import SensorReader, SensorRows
 from trunkline.runtime.errors import DatasetError
 from trunkline.runtime.image import open_image
 
@@ -52,6 +54,7 @@ class Sample:
         history: (H, A) float32, read-only and shared by all samples with the same window.
         episode: number of the episode, None where the file does not say.
         timestep: step of the episode, None where the file does not say.
+        sensor: window of the fast sensor, None where the row names none.
     """
 
     id: str
@@ -60,6 +63,7 @@ class Sample:
     history: Window
     episode: int | None
     timestep: int | None
+    sensor: SensorExcerpt | None = None
 
     def open(self) -> Image.Image:
         """The frame.
@@ -97,6 +101,7 @@ class Dataset:
         action_dim: A, numbers per step.
         padding_value: what padded steps are filled with.
         metadata: ``_metadata`` as the file states it.
+        sensor: the windows of a fast sensor, None where the file names none.
     """
 
     path: Path
@@ -110,6 +115,7 @@ class Dataset:
     action_dim: int
     padding_value: float
     metadata: Mapping[str, Any]
+    sensor: SensorRows | None = None
 
     @property
     def skipped_reasons(self) -> dict[str, int]:
@@ -245,20 +251,31 @@ def _keyed(content: Mapping[str, Any], path: Path, images: Path | str | None) ->
     folder = images_folder(metadata, path, images)
     rows = [(f"samples[{index}]", row) for index, row in enumerate(content["samples"])]
     used, skipped = _split(rows, _ROW_IDS, problems)
-    frames = _Frames(folder, problems)
+    frames, sensor = _Frames(folder, problems), SensorReader(metadata, path, problems.add)
     samples = []
     for name, row in used:
         history_id, image, instruction_id = (row[key] for key in _ROW_IDS)
         known = _known(history_id, content["action_histories"], name, "action_history_id", problems)
         known &= _known(instruction_id, content["instructions"], name, "instruction_id", problems)
         frame = frames.path(image, name)
-        numbers = [_number(row, key, name, problems) for key in ("episode_id", "timestep")]
+        episode, timestep = (_number(row, key, name, problems) for key in ("episode_id", "timestep"))
+        felt = sensor.excerpt(row, name)
         if known and frame and history_id in histories and instruction_id in instructions:
-            samples.append(Sample(name, frame, instructions[instruction_id], histories[history_id], *numbers))
+            sentence, history = instructions[instruction_id], histories[history_id]
+            samples.append(Sample(name, frame, sentence, history, episode, timestep, felt))
     _refuse(problems, sizes)
     _require_samples(samples, skipped, path)
     return Dataset(
-        path, folder, "keyed", tuple(samples), histories, instructions, skipped, *_tuple(sizes), metadata=metadata
+        path,
+        folder,
+        "keyed",
+        tuple(samples),
+        histories,
+        instructions,
+        skipped,
+        *_tuple(sizes),
+        metadata=metadata,
+        sensor=sensor.rows,
     )
 
 
@@ -269,7 +286,7 @@ def _legacy(content: Mapping[str, Any], path: Path, images: Path | str | None) -
     used, skipped = _split(rows, _LEGACY_ROW, problems)
     sizes = _sizes(metadata, [row["action_history"] for _, row in used], path)
     folder = images_folder(metadata, path, images)
-    frames = _Frames(folder, problems)
+    frames, sensor = _Frames(folder, problems), SensorReader(metadata, path, problems.add)
     distinct: dict[bytes, str] = {}
     histories: dict[str, Window] = {}
     instructions: dict[str, str] = {}
@@ -277,18 +294,28 @@ def _legacy(content: Mapping[str, Any], path: Path, images: Path | str | None) -
     for name, row in used:
         image, history, sentence = (row[key] for key in _LEGACY_ROW)
         window, frame = _window(history, sizes, name, problems), frames.path(image, name)
-        numbers = [_number(row, key, name, problems) for key in ("episode_id", "timestep")]
+        episode, timestep = (_number(row, key, name, problems) for key in ("episode_id", "timestep"))
+        felt = sensor.excerpt(row, name)
         if not _is_sentence(sentence, name, problems) or window is None or frame is None:
             continue
         key = distinct.setdefault(window.tobytes(), f"action_{len(distinct)}")
         shared = histories.setdefault(key, window)
         instructions.setdefault(sentence, sentence)
-        samples.append(Sample(name, frame, sentence, shared, *numbers))
+        samples.append(Sample(name, frame, sentence, shared, episode, timestep, felt))
     _refuse(problems, sizes)
     _require_samples(samples, skipped, path)
     numbered = {f"instr_{index}": sentence for index, sentence in enumerate(instructions)}
     return Dataset(
-        path, folder, "legacy", tuple(samples), histories, numbered, skipped, *_tuple(sizes), metadata=metadata
+        path,
+        folder,
+        "legacy",
+        tuple(samples),
+        histories,
+        numbered,
+        skipped,
+        *_tuple(sizes),
+        metadata=metadata,
+        sensor=sensor.rows,
     )
 
 
@@ -298,8 +325,8 @@ def _tuple(sizes: _Sizes) -> tuple[int, int, float]:
 
 def _refuse(problems: _Problems, sizes: _Sizes) -> None:
     problems.refuse(
-        f"windows of {sizes.history_length} steps of {sizes.action_dim} finite numbers, ids that exist, and images "
-        "inside the images folder",
+        f"windows of {sizes.history_length} steps of {sizes.action_dim} finite numbers, ids and "
+        "sensor windows that exist, and images inside the images folder",
         "correct these entries, or generate the data set again",
     )
 

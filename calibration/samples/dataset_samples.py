@@ -50,11 +50,17 @@ class DatasetSamples:
         case = draw_decision(sample, self._distinct, self._pool, random.Random(f"{self._seed}: {index}"))
         picture = self._pictures[sample.image]
         return CalibrationSample(
-            sample.id, sample.instruction, picture, case.histories, case.truth, episode=sample.episode
+            sample.id,
+            sample.instruction,
+            picture,
+            case.histories,
+            case.truth,
+            episode=sample.episode,
+            sensor=sample.sensor,
         )
 
 
 def sample_of(case: DecisionCase) -> CalibrationSample:
     """An evaluation's decision as a sample."""
     picture = Picture(str(case.image), partial(open_image, case.image))
-    return CalibrationSample(case.sample, case.instruction, picture, case.histories, case.truth)
+    return CalibrationSample(case.sample, case.instruction, picture, case.histories, case.truth, sensor=case.sensor)

@@ -13,8 +13,8 @@ Anything that has a length and gives a :class:`CalibrationSample` for an index i
             frame = self.frames[index]  # (h, w, 3) uint8
             return CalibrationSample(f"frame {index}", "lift the lid", Picture(f"frame {index}", lambda: frame))
 
-Two sources come with Trunkline, see ``open_samples`` in the module ``sources``. No picture is decoded before somebody
-looks at it, and none is kept.
+Two sources come with Trunkline, see ``open_samples`` in the module ``sources``. No picture is decoded, and no window of
+a sensor read, before somebody looks at it, and none is kept.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trunkline.calibration.samples.frame_facts import FrameFacts, look_at
+from trunkline.runtime.sensor.window import SensorWindow
 
 Floats = NDArray[np.float32]
 Camera = NDArray[np.uint8] | Image.Image
@@ -67,6 +68,43 @@ class Picture:
         return look_at(self.open())
 
 
+class SensorExcerpt:
+    """A window of a sensor's recording that can be opened any number of times, and is not kept.
+
+    Immutable but for the digest that is remembered: any number of threads may use one.
+
+    Attributes:
+        name: unique within its source, such as a file and a row.
+    """
+
+    def __init__(self, name: str, source: Callable[[], SensorWindow]) -> None:
+        """``source`` gives the window, or raises SensorError or DatasetError."""
+        self.name = name
+        self._source = source
+
+    def open(self) -> SensorWindow:
+        """The window.
+
+        Raises:
+            SensorError: it is not one that can be judged.
+            DatasetError: it cannot be read.
+        """
+        return self._source()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex of the samples, their shape and their rate; the window is opened the first time.
+
+        Raises:
+            SensorError: as :meth:`open`.
+            DatasetError: as :meth:`open`.
+        """
+        window = self.open()
+        digest = hashlib.sha256(f"{window.samples.shape} {float(window.rate_hz)!r} ".encode())
+        digest.update(np.ascontiguousarray(window.samples, np.float32).data)
+        return digest.hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class CalibrationSample:
     """One moment of a robot.
@@ -79,6 +117,7 @@ class CalibrationSample:
             are known, which calibrates everything but the action encoder.
         truth: index of the right window, None where nobody knows.
         episode: the recording it belongs to, None where nobody knows. Frames of one episode look alike.
+        sensor: what its fast sensor felt up to this moment, None where there is none.
     """
 
     id: str
@@ -87,6 +126,7 @@ class CalibrationSample:
     histories: Floats | None = None
     truth: int | None = None
     episode: int | str | None = None
+    sensor: SensorExcerpt | None = None
 
     def open(self) -> Camera:
         """The frame.
@@ -98,13 +138,30 @@ class CalibrationSample:
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of the picture's pixels and the instruction; the picture is decoded the first time.
+        """SHA-256 in hex of the picture's pixels, the instruction and the sensor's window if there is one.
+
+        The picture is decoded, and the window opened, the first time.
 
         Raises:
             ImageError: the picture cannot be read or judged.
+            SensorError: the window is not one that can be judged.
+            DatasetError: the window cannot be read.
         """
         words = self.instruction.encode("utf-8", "surrogatepass")
-        return hashlib.sha256(bytes.fromhex(self.picture.facts.digest) + words).hexdigest()
+        seen = hashlib.sha256(bytes.fromhex(self.picture.facts.digest) + words)
+        if self.sensor is None:
+            return seen.hexdigest()
+        return hashlib.sha256(seen.digest() + bytes.fromhex(self.sensor.digest)).hexdigest()
+
+
+def window_of(sample: CalibrationSample) -> SensorWindow | None:
+    """What the sample's sensor felt, None for a sample without one.
+
+    Raises:
+        SensorError: it is not one that can be judged.
+        DatasetError: it cannot be read.
+    """
+    return None if sample.sensor is None else sample.sensor.open()
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,14 @@ def windows(random: np.random.Generator, count: int, settings: WindowSettings) -
     return result
 
 
+def stream(random: np.random.Generator, samples: int, channels: int) -> NDArray[np.float32]:
+    """Samples (n, C) float32 of a made-up sensor: slow waves of each channel's own, and noise."""
+    time = np.arange(samples, dtype=np.float32)[:, None]
+    rates = random.uniform(0.002, 0.2, channels).astype(np.float32)
+    waves = np.sin(time * rates + random.uniform(0, 6, channels).astype(np.float32))
+    return (waves + random.normal(0, 0.3, (samples, channels))).astype(np.float32)
+
+
 def candidates_for(
     sample: CalibrationSample, settings: WindowSettings, count: int = DEFAULT_CANDIDATES
 ) -> NDArray[np.float32]:

@@ -131,7 +131,7 @@ def _member(path: Path, header: EnsembleRecord, index: int, file: safe_open) -> 
             components.setdefault(part, {})[key] = file.get_tensor(name)
     info = header.members[index]
     shape = read_shape(components, header.settings, f"{path}, member {info.name}")
-    form = sensor_form(header.settings.sensor, shape.sensor)
+    form = sensor_form(header.settings.sensor, shape.sensor, f"{path}, member {info.name}")
     settings = replace(header.settings, history_length=shape.history_length, action_dim=shape.action_dim, sensor=form)
     return Member(info.name, info.source, components, settings, shape)
 

@@ -181,6 +181,11 @@ def shared_settings(checkpoint: Checkpoint) -> Settings:
     return (with_sensor or [checkpoint.members[0].settings])[0]
 
 
+def knows_absence(checkpoint: Checkpoint) -> bool:
+    """Whether every member that reads a sensor was trained for its absence."""
+    return all(member.shape.sensor is None or member.shape.sensor.absent for member in checkpoint.members)
+
+
 def misfits(members: Sequence[Member]) -> Iterator[tuple[Member, str]]:
     """Facts in which a member differs from the first; members with and without a sensor may be mixed."""
     with_sensor = [member for member in members if member.shape.sensor is not None]

@@ -116,8 +116,8 @@ def _merged(
     members = [
         _component_member(path, part, name, shared, sensor_encoder) for part, name in zip(parts, sources, strict=True)
     ]
-    notes = ("metadata is missing: published backbone, window and padding are assumed",) if weights_only else ()
-    notes += _sensor_notes(shared, members)
+    assumed = ("metadata is missing: published backbone, window and padding are assumed",) if weights_only else ()
+    notes = (*assumed, *_sensor_notes(shared, members))
     return Checkpoint(
         form="weights-only merged file" if weights_only else "merged file",
         members=unique_names(members),
@@ -192,7 +192,7 @@ def _member(
     if sensor_encoder is not None and SENSOR_FUSION in states and SENSOR_ENCODER not in states:
         states = {**states, SENSOR_ENCODER: sensor_encoder}
     shape = read_shape(states, settings, where)
-    form = sensor_form(settings.sensor, shape.sensor)
+    form = sensor_form(settings.sensor, shape.sensor, where)
     settings = replace(settings, history_length=shape.history_length, action_dim=shape.action_dim, sensor=form)
     return Member(name=Path(source).stem, source=source, components=states, settings=settings, shape=shape)
 

@@ -98,7 +98,7 @@ def _with_sensor(checkpoint: Checkpoint) -> Iterator[tuple[Member, ReferenceMemb
 def _features(module: ReferenceMember) -> Tensor:
     """(WINDOWS, S) features of silence, noise of three strengths, a ramp and an oscillation."""
     form = module.sensor_encoder.form
-    channels = module.sensor_encoder.conv_backbone[0].in_channels
+    channels = module.sensor_encoder.shape.channels
     random = torch.Generator().manual_seed(SEED)
     noise = torch.randn(form.steps, channels, generator=random)
     time = torch.linspace(0, 1, form.steps).unsqueeze(1).expand(-1, channels)

@@ -6,7 +6,9 @@ concatenation. Nothing is assumed of widths; the published V of 3,072 for instan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+import torch
 
 from trunkline.exporter.checkpoint.members import (
     SENSOR_ENCODER,
@@ -16,7 +18,8 @@ from trunkline.exporter.checkpoint.members import (
     SensorShape,
     StateDict,
 )
-from trunkline.exporter.reference_sensor import BLOCK, KERNEL
+from trunkline.exporter.reference_sensor import BLOCK, KERNEL, SensorEncoder
+from trunkline.runtime.sensor.form import MAX_CHANNELS, SensorForm
 
 
 def sensor_shape(components: Mapping[str, StateDict], pool_width: int) -> SensorShape | None:
@@ -35,6 +38,8 @@ def sensor_shape(components: Mapping[str, StateDict], pool_width: int) -> Sensor
         raise ValueError(
             "it fuses a sensor but carries no sensor_encoder: name the encoder's file when merging (--sensor-encoder)"
         )
+    if SENSOR_FUSION not in components:
+        raise ValueError("it carries a sensor_encoder but no sensor_fusion that would use it")
     fusion = components[SENSOR_FUSION]
     kind = _kind(fusion)
     seen = 2 * pool_width
@@ -58,15 +63,15 @@ def encoder_shape(
         KeyError, IndexError, ValueError: it is none.
     """
     convolutions = _convolutions(state)
-    wrong = [tuple(weight.shape) for weight in convolutions if weight.ndim != 3 or weight.shape[2] != KERNEL]
+    wrong = [f"{name} {tuple(weight.shape)}" for name, weight in convolutions.items() if not _is_convolution(weight)]
     if wrong or not convolutions:
-        raise ValueError(
-            f"sensor_encoder.conv_backbone needs convolutions of {KERNEL} samples, found {wrong or 'none'}"
-        )
+        found = ", ".join(wrong) or "no conv_backbone.0.weight"
+        raise ValueError(f"the sensor encoder needs convolutions (out, in, {KERNEL}), found {found}")
+    weights = list(convolutions.values())
     layers = {key.split(".")[2] for key in state if key.startswith("transformer.layers.")}
-    return SensorShape(
-        channels=convolutions[0].shape[1],
-        conv=tuple(weight.shape[0] for weight in convolutions),
+    shape = SensorShape(
+        channels=weights[0].shape[1],
+        conv=tuple(weight.shape[0] for weight in weights),
         layers=len(layers),
         feedforward=state["transformer.layers.0.linear1.weight"].shape[0] if layers else 0,
         projection=state["projection.0.weight"].shape[0],
@@ -76,14 +81,59 @@ def encoder_shape(
         tokens=tokens,
         absent="absent" in state,
     )
+    sizes = (shape.channels, *shape.conv, shape.projection, shape.features, *[shape.feedforward][: shape.layers])
+    if min(sizes) < 1 or shape.channels > MAX_CHANNELS:
+        raise ValueError(f"the sensor encoder has sizes {sizes}; channels are 1 to {MAX_CHANNELS}, others at least 1")
+    return shape
 
 
-def _convolutions(state: StateDict) -> list:
+def _convolutions(state: StateDict) -> StateDict:
     """Weights of the convolutions, which lie ``BLOCK`` modules apart."""
-    found = []
-    while (weight := state.get(f"conv_backbone.{BLOCK * len(found)}.weight")) is not None:
-        found.append(weight)
+    found: dict[str, torch.Tensor] = {}
+    while (weight := state.get(name := f"conv_backbone.{BLOCK * len(found)}.weight")) is not None:
+        found[name] = weight
     return found
+
+
+def _is_convolution(weight: torch.Tensor) -> bool:
+    return weight.ndim == 3 and weight.shape[2] == KERNEL
+
+
+def encoder_problems(state: StateDict, shape: SensorShape) -> list[str]:
+    """Tensors that keep a state dict from being an encoder of this shape, in words; see :func:`tensor_differences`.
+
+    Args:
+        state: the encoder's state dict, counters included.
+        shape: its sizes, from :func:`encoder_shape`.
+    """
+    with torch.device("meta"):
+        expected = SensorEncoder(shape, SensorForm(channels=shape.channels), heads=1).state_dict()
+    return tensor_differences(expected, state)
+
+
+def tensor_differences(expected: StateDict, actual: StateDict) -> list[str]:
+    """Every tensor that is missing, unexpected or of another shape, in words."""
+    found = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in actual]
+    found += [f"unexpected {name} {tuple(actual[name].shape)}" for name in actual if name not in expected]
+    found += [
+        f"{name} is {tuple(actual[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in actual and actual[name].shape != tensor.shape
+    ]
+    return found
+
+
+def value_problems(state: StateDict) -> Iterator[str]:
+    """Tensors whose numbers nothing can be computed with, in words."""
+    for name, tensor in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if not tensor.is_floating_point():
+            yield f"{name} is {str(tensor.dtype).removeprefix('torch.')}, not floating point"
+        elif not torch.isfinite(tensor.float()).all():
+            yield f"{name} holds NaN or infinite values"
+        elif name.endswith("running_var") and tensor.min() < 0:
+            yield f"{name} holds variances below 0"
 
 
 def _kind(fusion: StateDict) -> FusionKind:

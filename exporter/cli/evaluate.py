@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -37,6 +38,9 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option("--beside", metavar="BUNDLE", help="Take the same decisions with this bundle too."),
     ] = None,
+    without_sensor: Annotated[
+        bool, typer.Option("--without-sensor", help="Decide as if the data set had no sensor windows.")
+    ] = False,
     backbone: BackboneOption = None,
     trunk_weights: TrunkWeightsOption = None,
     backend: BackendOption = None,
@@ -54,6 +58,8 @@ def command(
         trunkline eval bundle/ --dataset data/dataset.json --against ensemble.safetensors --json
 
         trunkline eval int8/ --dataset data/dataset.json --samples 1000 --beside float32/
+
+        trunkline eval bundle/ --dataset data/dataset.json --without-sensor
     """
     from trunkline.calibration.evaluation import agreement, draw_decisions, evaluate
     from trunkline.calibration.samples.dataset import read_dataset
@@ -63,13 +69,16 @@ def command(
     if data.skipped:
         say(f"note: {len(data.skipped)} rows of the data set were skipped, e.g. {data.skipped[0]}")
     cases = draw_decisions(data, samples, pool, seed)
+    if without_sensor:
+        cases = [replace(case, sensor=None) for case in cases]
     columns: dict[str, Any] = {}
     with progress_bar() as progress:
         if against is not None:
             reference = reference_for("eval --against", against, backbone, trunk_weights, progress)
 
-            def score_reference(image: Any, instruction: str, histories: Any) -> Any:
-                fused, by_member = reference.score(image, [instruction], histories)
+            def score_reference(image: Any, instruction: str, histories: Any, window: Any) -> Any:
+                samples = None if window is None else window.samples
+                fused, by_member = reference.score(image, [instruction], histories, samples)
                 return fused[0], by_member[:, 0]
 
             columns["pytorch"] = evaluate(cases, score_reference, progress, skip_unreadable=skip_unreadable)
@@ -106,8 +115,10 @@ def command(
 
 
 def _scorer(ensemble: Any) -> Any:
-    def score(image: Any, instruction: str, histories: Any) -> Any:
-        decision = ensemble.score(image, instruction, histories)
+    reads_sensor = ensemble.bundle.manifest.sensor is not None
+
+    def score(image: Any, instruction: str, histories: Any, window: Any) -> Any:
+        decision = ensemble.score(image, instruction, histories, sensor=window if reads_sensor else None)
         return decision.scores, decision.member_scores
 
     return score

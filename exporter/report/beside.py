@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from trunkline.calibration.dataflow import Dataflow, Tensors
 from trunkline.exporter.report.content import Beside, BundleFacts, StageDifference
-from trunkline.runtime.backends import Session
-from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.ensemble import Ensemble
-from trunkline.runtime.image import decode_png
-from trunkline.runtime.parity import Comparison, Scores, compare, golden_name
+from trunkline.runtime.parity import Comparison, GoldenCall, Scores, compare
 from trunkline.runtime.progress import Progress, silent
 from trunkline.targets.latency import LatencyReport
-
-
-@dataclass(frozen=True, eq=False)
-class GoldenCall:
-    """A golden frame, the instructions it is scored under, and its candidates (N, H, A)."""
-
-    image: Image.Image
-    instructions: tuple[str, ...]
-    histories: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,18 +25,6 @@ class GoldenRun:
     scores: Scores
     member_scores: Scores
     stages: dict[str, list[NDArray[np.float32]]]
-
-
-def read_golden(bundle: Bundle) -> tuple[GoldenCall, ...]:
-    """The golden inputs of a bundle that :func:`check_parity` has run: their form is known to be right."""
-    entry = bundle.manifest.parity
-    tensors = bundle.tensors(entry.golden)
-    calls = []
-    for index in range(sum(name.startswith("frame_") for name in tensors)):
-        content, histories = (np.asarray(tensors[golden_name(kind, index)]) for kind in ("frame", "histories"))
-        image = decode_png(content.tobytes(), f"{bundle.root}, {entry.golden}, frame {index}")
-        calls.append(GoldenCall(image, entry.instructions, histories))
-    return tuple(calls)
 
 
 def run_golden(ensemble: Ensemble, calls: Sequence[GoldenCall], progress: Progress = silent) -> GoldenRun:
@@ -60,18 +37,24 @@ def run_golden(ensemble: Ensemble, calls: Sequence[GoldenCall], progress: Progre
     step = f"golden inputs of {ensemble.bundle.root.name}"
     scores, member_scores = [], []
     stages: dict[str, list[NDArray[np.float32]]] = {name: [] for name in ensemble.bundle.manifest.stages}
+    flow = Dataflow(ensemble.bundle.manifest.stages)
     with contextlib.ExitStack() as stack:
         sessions = {name: ensemble.open_stage(name) for name in stages}
         for session in sessions.values():
             stack.callback(session.close)
+
+        def run(stage: str, inputs: Tensors) -> NDArray[Any]:
+            (output,) = sessions[stage].run(inputs).values()
+            return output
+
         for index, call in enumerate(calls):
             progress(step, index, len(calls))
-            decision = ensemble.score(call.image, call.instructions, call.histories)
+            decision = ensemble.score(call.image, call.instructions, call.histories, sensor=call.sensor)
             scores.append(decision.scores)
             member_scores.append(decision.member_scores)
-            values = dict(ensemble.inputs(call.image, call.instructions, call.histories))
-            for name, output in _run_stages(ensemble.bundle, sessions, values):
-                stages[name].append(output)
+            values = dict(ensemble.inputs(call.image, call.instructions, call.histories, call.sensor))
+            for name in flow.running(values):
+                stages[name].append(flow.output(name, values, run))
     progress(step, len(calls), len(calls))
     return GoldenRun(np.stack(scores), np.stack(member_scores), stages)
 
@@ -88,19 +71,6 @@ def put_beside(
         members = tuple(compare(reference.member_scores[:, k], run.member_scores[:, k], margin) for k in count)
     fused = compare(reference.scores, run.scores, margin)
     return Beside(other, fused, members, tuple(_differences(reference, run)), latency, tuple(_notes(facts, other)))
-
-
-def _run_stages(
-    bundle: Bundle, sessions: Mapping[str, Session], values: dict[str, NDArray[np.generic]]
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Outputs of all stages, each as soon as what it reads is there; ``values`` grows by them."""
-    waiting = dict(bundle.manifest.stages)
-    while waiting:
-        ready = next(name for name, stage in waiting.items() if all(each.name in values for each in stage.inputs))
-        stage = waiting.pop(ready)
-        output = sessions[ready].run({each.name: values[each.name] for each in stage.inputs})[stage.outputs[0].name]
-        values[stage.outputs[0].name] = output
-        yield ready, output
 
 
 def _differences(reference: GoldenRun, run: GoldenRun) -> Iterator[StageDifference]:

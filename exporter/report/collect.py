@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trunkline.calibration.int8.outcome import CalibrationRecord, read_calibration
-from trunkline.exporter.report.beside import put_beside, read_golden, run_golden
+from trunkline.exporter.report.beside import put_beside, run_golden
 from trunkline.exporter.report.content import FORMAT, SCHEMA, BundleFacts, Report, StageForm
 from trunkline.exporter.report.machine import describe_machine
 from trunkline.exporter.report.verdict import judge
@@ -18,7 +18,7 @@ from trunkline.runtime import record
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.ensemble import Ensemble, load
 from trunkline.runtime.errors import BundleError
-from trunkline.runtime.parity import check_parity
+from trunkline.runtime.parity import check_parity, golden_calls
 from trunkline.runtime.progress import Progress, silent
 from trunkline.targets.latency import LatencyReport, measure
 
@@ -52,7 +52,7 @@ def collect(
         calibration = _consistent(read_calibration(ensemble.bundle), ensemble.bundle)
         parity = check_parity(ensemble, progress=progress)
         facts, name = describe(ensemble.bundle), f"{ensemble.backend.NAME} {ensemble.backend.version()}"
-        calls = read_golden(ensemble.bundle) if against else ()
+        calls = golden_calls(ensemble) if against else []
         run = run_golden(ensemble, calls, progress) if against else None
         timed = _timed(ensemble, latency, progress)
     beside = None

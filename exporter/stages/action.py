@@ -45,8 +45,8 @@ class TrajectoryAction(nn.Module):
         layers = [layer for layer in source.trajectory_encoder.layers if isinstance(layer, nn.TransformerEncoderLayer)]
         first, *rest = layers
         self.layers = nn.ModuleList(
-            [TrajectoryLayer(first, _composed(self.step, _qkv(first)))]
-            + [TrajectoryLayer(layer, _qkv(layer)) for layer in rest]
+            [TrajectoryLayer(first, _composed(self.step, packed_qkv(first)))]
+            + [TrajectoryLayer(layer, packed_qkv(layer)) for layer in rest]
         )
 
     def forward(self, history: Tensor) -> Tensor:
@@ -61,7 +61,8 @@ class TrajectoryAction(nn.Module):
         return unit((x * weights).sum(1) / weights.sum(1).clamp(min=1e-9))
 
 
-def _qkv(layer: nn.TransformerEncoderLayer) -> nn.Linear:
+def packed_qkv(layer: nn.TransformerEncoderLayer) -> nn.Linear:
+    """Query, key and value projection of a layer as one linear map."""
     attention = layer.self_attn
     linear = nn.Linear(attention.embed_dim, 3 * attention.embed_dim)
     linear.load_state_dict({"weight": attention.in_proj_weight, "bias": attention.in_proj_bias})

@@ -1,4 +1,4 @@
-"""The ``context`` stage: one frame's patches and I instructions' tokens to K x I unit vectors.
+"""The ``context`` stage: one frame's patches, I instructions' tokens and what is felt to K x I unit vectors.
 
 Same mathematics as ``exporter/reference.py``, with the work rearranged around one fact: a pool has a single
 query, so its keys and values need never be formed. With ``x`` the tokens and ``h`` a head,
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from trunkline.exporter.reference import AttentionPool, PoolBlock, ReferenceMember, unit
+from trunkline.exporter.stages.fusion import fusion_stage
 
 
 class SingleQueryAttention(nn.Module):
@@ -117,24 +118,37 @@ class MemberContext(nn.Module):
         self.pos_emb = nn.Parameter(extraction.pos_emb.clone())
         self.vision_pool = ContextPool(source.vision_poolings)
         self.text_pool = ContextPool(source.text_pooling)
-        self.input_projection = source.input_projection
+        self.input_projection: nn.Module | None = None
+        if source.shape.sensor is None:
+            self.input_projection = source.input_projection
+        else:
+            self.sensor_fusion = fusion_stage(source.sensor_fusion, 2 * source.shape.pool_width)
 
-    def forward(self, similarity: Tensor, patches: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, similarity: Tensor, patches: Tensor, tokens: Tensor, sensor: Tensor | None) -> Tensor:
         weights = torch.softmax(similarity / self.temperature, dim=-1)  # (I, L, P)
         extracted = weights @ (patches + self.pos_emb)  # (I, L, D)
         joint = torch.cat([self.text_pool(tokens), self.vision_pool(extracted)], dim=-1)
-        return unit(self.input_projection(joint))
+        if self.input_projection is not None:
+            return unit(self.input_projection(joint))
+        return unit(self.sensor_fusion(joint, sensor))
 
 
 class ContextStage(nn.Module):
-    """All members: ``patches`` (1, P, D), ``tokens`` (I, L, D) -> ``context`` (K, I, E)."""
+    """All members: ``patches`` (1, P, D), ``tokens`` (I, L, D), ``sensor`` (J, 1, S) -> ``context`` (K, I, E).
 
-    def __init__(self, members: Sequence[ReferenceMember]) -> None:
+    An ensemble without sensor encoders has no third input.
+    """
+
+    def __init__(self, members: Sequence[ReferenceMember], encoder_of: Sequence[int | None] | None = None) -> None:
+        """``encoder_of``: which of the J encoders each member reads, None for none."""
         super().__init__()
+        self.encoder_of = tuple(encoder_of or [None] * len(members))
         with torch.no_grad():
             self.member = nn.ModuleList(MemberContext(member) for member in members)
         self.requires_grad_(False)
 
-    def forward(self, patches: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, tokens: Tensor, sensor: Tensor | None = None) -> Tensor:
         similarity = tokens @ patches.transpose(1, 2)  # (I, L, P)
-        return torch.stack([member(similarity, patches, tokens) for member in self.member])
+        felt = [None if index is None or sensor is None else sensor[index] for index in self.encoder_of]
+        contexts = [member(similarity, patches, tokens, each) for member, each in zip(self.member, felt, strict=True)]
+        return torch.stack(contexts)

@@ -34,6 +34,9 @@ CPU_VARIANT = "cpu"
 #: Rows of the example that is traced; two, since a dimension of one would be taken for fixed.
 EXAMPLE_ROWS = 2
 MAX_ROWS = 4096
+#: Blocks of a sensor window: the first one, and never less than two more.
+FEWEST_BLOCKS, EXAMPLE_BLOCKS = 3, 4
+BLOCKS = "Q"
 
 _DTYPES = {"uint8": torch.uint8, "int64": torch.int64, "float32": torch.float32}
 
@@ -127,7 +130,10 @@ def save(model: onnx_ir.Model, contract: Contract, folder: Path, name: str, prec
 
 def _varying(contract: Contract) -> tuple[dict[int, torch.export.Dim], ...]:
     letters = {size for tensor in contract.inputs for size in tensor.shape if isinstance(size, str)}
-    dimensions = {letter: torch.export.Dim(letter, min=1, max=MAX_ROWS) for letter in sorted(letters)}
+    dimensions = {
+        letter: torch.export.Dim(letter, min=FEWEST_BLOCKS if letter == BLOCKS else 1, max=MAX_ROWS)
+        for letter in sorted(letters)
+    }
     return tuple(
         {axis: dimensions[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
         for tensor in contract.inputs
@@ -149,7 +155,8 @@ def _explained(contract: Contract) -> Iterator[None]:
 
 
 def _example(tensor: TensorSpec) -> torch.Tensor:
-    shape = [EXAMPLE_ROWS if isinstance(size, str) else size for size in tensor.shape]
+    rows = EXAMPLE_BLOCKS if BLOCKS in tensor.shape else EXAMPLE_ROWS
+    shape = [rows if isinstance(size, str) else size for size in tensor.shape]
     if tensor.dtype == "float32":
         return torch.randn(shape)
     return torch.zeros(shape, dtype=_DTYPES[tensor.dtype])

@@ -194,7 +194,10 @@ def test_12_wrong_type(content: Any, path: tuple[str | int, ...], kind: Any) -> 
 
 
 # These may be left out; that they go together is tested below.
-OPTIONAL = [("text", name) for name in ("tokenizer", "baked", "instructions")] + [("parity", "calibration")]
+OPTIONAL = [("text", name) for name in ("tokenizer", "baked", "instructions")] + [
+    ("parity", "calibration"),
+    ("sensor",),
+]
 REQUIRED = [path for path, _ in FIELDS if isinstance(path[-1], str) and path[-1] and path not in OPTIONAL]
 
 

@@ -83,7 +83,7 @@ def test_the_bundle_decides(exported: Path) -> None:
 def test_golden_frames_are_samples_that_did_not_calibrate(exported: Path) -> None:
     with load(exported) as loaded:
         record = read_calibration(loaded.bundle)
-        frames = [np.asarray(frame) for frame, _ in golden_calls(loaded)]
+        frames = [np.asarray(call.image) for call in golden_calls(loaded)]
     assert frames[0].shape == scene(0).shape
     scenes = [scene(index) for index in range(20)]
     assert all(any(np.array_equal(frame, each) for each in scenes) for frame in frames)
