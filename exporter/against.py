@@ -87,6 +87,6 @@ def _score(
     samples: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
     """Fused scores (I, N); ``samples`` are of the bundle's own stream."""
-    entry = ensemble.bundle.manifest.sensor
-    window = None if entry is None or samples is None else SensorWindow(samples, entry.form.rate_hz)
+    form = ensemble.sensor
+    window = None if form is None or samples is None else SensorWindow(samples, form.rate_hz)
     return ensemble.score(image, instructions, histories, sensor=window).scores

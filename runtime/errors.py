@@ -10,6 +10,7 @@
     |   `-- SensorError
     |-- CheckpointError            a training checkpoint cannot be read, or its members do not belong together
     |-- DatasetError               an evaluation or calibration data set cannot be used
+    |-- ReplayError                a replay log cannot be written, read or used
     |-- TrunkError                 the frozen encoder cannot be built, cut or described as data
     |-- ExportError                a stage cannot be traced, or a bundle cannot be written
     |-- BackendError               a back end is missing, or failed while it ran a stage
@@ -92,6 +93,10 @@ class CheckpointError(TrunklineError):
 
 class DatasetError(TrunklineError):
     """An evaluation or calibration data set cannot be used."""
+
+
+class ReplayError(TrunklineError):
+    """A replay log cannot be written, read or used."""
 
 
 class TrunkError(TrunklineError):

@@ -80,6 +80,15 @@ def random_checkpoint(
     return Checkpoint(form="random", members=members, backbone=backbone)
 
 
+def sensor_checkpoint(
+    shape: HeadShape, *fusions: str | None, form: SensorForm | None = None, **changes: Any
+) -> Checkpoint:
+    """One member of ``shape`` per fusion; None is a member without a sensor."""
+    shapes = [shape if fusion is None else with_sensor(shape, fusion, **changes) for fusion in fusions]
+    members = tuple(random_member(each, seed, form=form) for seed, each in enumerate(shapes))
+    return Checkpoint("random", members, "test")
+
+
 def training_dict(member: Member, frozen: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
     """A training checkpoint as the published trainer saves it."""
     state = {f"model.{key}": value for key, value in (frozen or {}).items()}

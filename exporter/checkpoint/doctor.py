@@ -140,7 +140,8 @@ def assumed_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
             None,
             note,
             "a run with other settings would be scored with the wrong window, padding or heads",
-            "state them when merging: --history-length, --padding-value, --heads",
+            "state them when merging: --history-length, --padding-value, --heads, and --sensor-rate, --sensor-window, "
+            "--sensor-steps for a sensor",
         )
 
 

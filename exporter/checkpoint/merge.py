@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, Checkpoint, Member, Settings, misfits
+from trunkline.exporter.checkpoint.members import (
+    PUBLISHED_BACKBONE,
+    SENSOR_ENCODER,
+    Checkpoint,
+    Member,
+    Settings,
+    StateDict,
+    misfits,
+    shared_settings,
+)
 from trunkline.exporter.checkpoint.names import unique_names
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.sensor_file import read_sensor_encoder
@@ -50,7 +59,8 @@ def merge(
         progress: counts sources.
 
     Raises:
-        CheckpointError: a source cannot be read, or the members do not belong together (all differences listed).
+        CheckpointError: a source cannot be read, the members do not belong together (all differences listed), or
+            something is stated of a sensor that no member uses.
     """
     check_suffix(Path(output))
     encoder = None if sensor_encoder is None else read_sensor_encoder(sensor_encoder)
@@ -61,6 +71,7 @@ def merge(
         checkpoints.append(read)
     progress("reading checkpoints", len(sources), len(sources))
     merged = join(checkpoints, backbone=backbone)
+    _require_use(merged, settings, encoder)
     write_checkpoint(merged, Path(output))
     return MergeReport(
         output=Path(output),
@@ -70,6 +81,24 @@ def merge(
         output_bytes=Path(output).stat().st_size,
         notes=merged.notes,
     )
+
+
+def _require_use(merged: Checkpoint, settings: Settings | None, encoder: StateDict | None) -> None:
+    """Raises CheckpointError if what was stated of a sensor has changed nothing."""
+    stated, used = settings and settings.sensor, shared_settings(merged).sensor
+    problems = []
+    if encoder is not None and all(_encoder(member) is not encoder for member in merged.members):
+        problems.append("a sensor encoder: no member fuses a sensor and lacks its encoder")
+    if stated and used is None:
+        problems.append("a sensor's stream: no member has a sensor")
+    elif stated and used and replace(stated, channels=used.channels) != used:
+        problems.append("a sensor's stream other than the one in a source, which states its own")
+    if problems:
+        raise CheckpointError("something is stated that no member uses", found=problems, fix="leave it out")
+
+
+def _encoder(member: Member) -> StateDict | None:
+    return member.components.get(SENSOR_ENCODER)
 
 
 def join(checkpoints: Sequence[Checkpoint], *, backbone: str | None = None) -> Checkpoint:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from trunkline.exporter.checkpoint.ensemble_file import read_ensemble_file
+from trunkline.exporter.checkpoint.expert import refuse_sensor_action
 from trunkline.exporter.checkpoint.members import (
     ALL_COMPONENTS,
     PUBLISHED_BACKBONE,
@@ -34,7 +35,7 @@ from trunkline.exporter.checkpoint.members import (
     StateDict,
 )
 from trunkline.exporter.checkpoint.names import unique_names
-from trunkline.exporter.checkpoint.sensor_file import declared_form, sensor_form
+from trunkline.exporter.checkpoint.sensor_file import declared_form, sensor_form, with_counters
 from trunkline.exporter.checkpoint.shapes import read_shape
 from trunkline.exporter.checkpoint.torch_file import is_state_dict, load
 from trunkline.runtime.errors import CheckpointError
@@ -64,7 +65,8 @@ def read_checkpoint(
         progress: told about the hashing of frozen weights, in bytes.
 
     Raises:
-        CheckpointError: the file is unreadable, holds code, is of no known form, or its tensors do not fit together.
+        CheckpointError: the file is unreadable, holds code, is of no known form, is a sensor-action checkpoint, or its
+            tensors do not fit together.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,6 +74,7 @@ def read_checkpoint(
     if path.suffix == ".safetensors":
         return read_ensemble_file(path)
     content = load(path)
+    refuse_sensor_action(content, path)
     if "ensemble_components" in content:
         return _merged(path, content, settings, sensor_encoder)
     state = content.get("model_state_dict", content)
@@ -191,6 +194,8 @@ def _member(
 ) -> Member:
     if sensor_encoder is not None and SENSOR_FUSION in states and SENSOR_ENCODER not in states:
         states = {**states, SENSOR_ENCODER: sensor_encoder}
+    if SENSOR_ENCODER in states:
+        states = {**states, SENSOR_ENCODER: with_counters(states[SENSOR_ENCODER])}
     shape = read_shape(states, settings, where)
     form = sensor_form(settings.sensor, shape.sensor, where)
     settings = replace(settings, history_length=shape.history_length, action_dim=shape.action_dim, sensor=form)
@@ -200,7 +205,10 @@ def _member(
 def _sensor_notes(stated: Settings, members: Iterable[Member]) -> tuple[str, ...]:
     if stated.sensor is not None or all(member.shape.sensor is None for member in members):
         return ()
-    return ("the sensor's rate, window and number of steps are not stated: the published 650 Hz, 650, 650 are assumed",)
+    return (
+        "the sensor's rate and windows are not stated: the published 650 Hz and 650 samples, read as 650 steps and "
+        "padded on the left, are assumed",
+    )
 
 
 def _training(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from trunkline.exporter.checkpoint.expert_probes import KINDS, contrasting_windows
 from trunkline.exporter.checkpoint.findings import Finding
 from trunkline.exporter.checkpoint.members import Checkpoint, Member
 from trunkline.exporter.reference import ReferenceMember, build_member, unit
@@ -15,7 +16,6 @@ from trunkline.exporter.reference import ReferenceMember, build_member, unit
 SMALLEST_CHANGE = 1e-3
 #: Relative change of features under which an encoder counts as constant.
 SMALLEST_DIFFERENCE = 1e-4
-WINDOWS = 6
 ROWS = 4
 SEED = 20260
 
@@ -96,14 +96,9 @@ def _with_sensor(checkpoint: Checkpoint) -> Iterator[tuple[Member, ReferenceMemb
 
 @torch.inference_mode()
 def _features(module: ReferenceMember) -> Tensor:
-    """(WINDOWS, S) features of silence, noise of three strengths, a ramp and an oscillation."""
-    form = module.sensor_encoder.form
-    channels = module.sensor_encoder.shape.channels
-    random = torch.Generator().manual_seed(SEED)
-    noise = torch.randn(form.steps, channels, generator=random)
-    time = torch.linspace(0, 1, form.steps).unsqueeze(1).expand(-1, channels)
-    windows = torch.stack([0 * noise, 0.1 * noise, noise, 10 * noise, 5 * time, (40 * time).sin()])
-    return module.sensor_encoder(windows)
+    """(KINDS, S) features of silence, noise of three strengths, a ramp and an oscillation."""
+    encoder = module.sensor_encoder
+    return encoder(contrasting_windows(encoder.shape.channels, encoder.form.steps))
 
 
 @torch.inference_mode()
@@ -113,7 +108,7 @@ def _context_change(module: ReferenceMember) -> float:
     random = torch.Generator().manual_seed(SEED)
     largest = 0.0
     for _ in range(ROWS):
-        seen = torch.randn(1, 2 * module.shape.pool_width, generator=random).expand(WINDOWS, -1)
+        seen = torch.randn(1, 2 * module.shape.pool_width, generator=random).expand(KINDS, -1)
         vectors = unit(module.sensor_fusion(seen, features))
         largest = max(largest, float(torch.cdist(vectors, vectors).max()))
     return largest

@@ -260,25 +260,12 @@ def declared_form(declared: Mapping[str, object], default: SensorForm | None, wh
         ) from error
 
 
-def sensor_lines(checkpoint: Checkpoint) -> list[str]:
-    """What its members read of a sensor, in words: the stream, then who fuses it how. Empty without a sensor."""
-    form = next((member.settings.sensor for member in checkpoint.members if member.settings.sensor), None)
-    if form is None:
-        return []
+def fusions(checkpoint: Checkpoint) -> list[str]:
+    """How its members fuse a sensor, in words: each way with the members that go it. Empty without a sensor."""
     ways: dict[str, list[str]] = {}
     for member in checkpoint.members:
         ways.setdefault(_way(member.shape.sensor), []).append(member.name)
-    return [stream(form), *(f"{way}: {', '.join(names)}" for way, names in ways.items())]
-
-
-def stream(form: SensorForm) -> str:
-    """A stream and its windows in words."""
-    short = "any shorter length" if form.adaptive else f"short ones padded on the {form.padding}"
-    short = "short ones refused" if form.padding == "none" and not form.adaptive else short
-    return (
-        f"{form.channels} channels at {form.rate_hz:g} Hz, windows of {form.samples} samples ({form.duration_s:g} s), "
-        f"{short}, read as {form.steps} steps ({form.resample})"
-    )
+    return [] if set(ways) == {_way(None)} else [f"{way}: {', '.join(names)}" for way, names in ways.items()]
 
 
 def _way(shape: SensorShape | None) -> str:

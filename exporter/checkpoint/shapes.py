@@ -19,7 +19,7 @@ from trunkline.exporter.checkpoint.members import (
     Settings,
     StateDict,
 )
-from trunkline.exporter.checkpoint.sensor_shapes import sensor_problems, sensor_shape
+from trunkline.exporter.checkpoint.sensor_shapes import sensor_problems, sensor_shape, tensor_differences
 from trunkline.exporter.reference import ReferenceMember
 from trunkline.runtime.errors import CheckpointError
 
@@ -75,7 +75,7 @@ def _check_settings(settings: Settings, where: str) -> None:
             where=where,
             expected="positive counts and a finite padding value",
             found=wrong,
-            fix="state them when merging: --history-length, --padding-value, --heads",
+            fix="state them when merging: --history-length, --padding-value, --heads, --sensor-rate, --sensor-window",
         )
 
 
@@ -152,11 +152,4 @@ def _differences(components: Components, shape: HeadShape) -> list[str]:
     with torch.device("meta"):
         expected = ReferenceMember(shape, 0.0).state_dict()
     actual = {f"{part}.{key}": value for part, state in components.items() for key, value in state.items()}
-    found = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in actual]
-    found += [f"unexpected {name} {tuple(actual[name].shape)}" for name in actual if name not in expected]
-    found += [
-        f"{name} is {tuple(actual[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in actual and actual[name].shape != tensor.shape
-    ]
-    return found
+    return tensor_differences(expected, actual)

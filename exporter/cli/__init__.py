@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from trunkline.exporter.cli import bench, doctor, evaluate, export, info, merge, report, score, verify
+from trunkline.exporter.cli import bench, doctor, evaluate, export, info, merge, replay, report, score, verify, windows
 from trunkline.exporter.cli.output import say, stderr
 from trunkline.runtime.errors import TrunklineError
 
@@ -89,6 +89,8 @@ app.command("score")(score.command)
 app.command("eval")(evaluate.command)
 app.command("bench")(bench.command)
 app.command("report")(report.command)
+app.command("replay")(replay.command)
+app.command("windows")(windows.command)
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def command(
 
 
 def _scorer(ensemble: Any) -> Any:
-    reads_sensor = ensemble.bundle.manifest.sensor is not None
+    reads_sensor = ensemble.sensor is not None
 
     def score(image: Any, instruction: str, histories: Any, window: Any) -> Any:
         decision = ensemble.score(image, instruction, histories, sensor=window if reads_sensor else None)

@@ -51,7 +51,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "members": [f"{member.name} ({member.digest[:12]})" for member in manifest.members],
         "candidates": f"up to {manifest.actions.history_length} steps of {manifest.actions.action_dim}, "
         f"padding {manifest.actions.padding_value:g}, {manifest.actions.encoder} encoder",
-        "sensor": _stream(manifest.sensor.form) if manifest.sensor else "none",
+        "sensor": manifest.sensor.form.in_words() if manifest.sensor else "none",
         "image": f"{manifest.image.height} x {manifest.image.width}, {manifest.image.resize_mode}",
         "instructions": list(text.instructions) if text.baked else f"any, {text.spec.context_length} tokens",
         "stages": [
@@ -66,21 +66,14 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     }
 
 
-def _stream(form: Any) -> str:
-    """What a sensor encoder was trained on, in words."""
-    cut = f"{'up to ' if form.adaptive else ''}{form.samples} samples ({form.duration_s:g} s)"
-    read = f", resampled ({form.resample}) to {form.steps} steps" if form.samples != form.steps or form.adaptive else ""
-    short = "" if form.adaptive else f", short ones {'refused' if form.padding == 'none' else f'padded {form.padding}'}"
-    return f"{form.channels} channels at {form.rate_hz:g} Hz, windows of {cut}{read}{short}"
-
-
 def describe_checkpoint(path: Path) -> dict[str, Any]:
     """Facts of a checkpoint."""
     with exporter_libraries("info"):
         from trunkline.exporter.checkpoint.members import shared_settings
         from trunkline.exporter.checkpoint.read import read_checkpoint
+        from trunkline.exporter.checkpoint.sensor_file import fusions
     checkpoint = read_checkpoint(path)
-    first = checkpoint.members[0]
+    first, sensor = checkpoint.members[0], shared_settings(checkpoint).sensor
     return {
         "kind": checkpoint.form,
         "size": size(path.stat().st_size),
@@ -93,7 +86,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "embedding": first.shape.embedding,
         "action encoder": f"{first.shape.encoder}, {first.shape.encoder_layers} layers, "
         f"hidden {first.shape.feedforward}",
-        "sensor": _stream(sensor) if (sensor := shared_settings(checkpoint).sensor) else "none",
+        "sensor": [sensor.in_words(), *fusions(checkpoint)] if sensor else "none",
         "candidates": f"up to {first.shape.history_length} steps of {first.shape.action_dim}, "
         f"padding {first.settings.padding_value:g}",
         "frozen trunk": checkpoint.frozen_digest or "not in the file",

@@ -95,6 +95,7 @@ def describe(bundle: Bundle) -> BundleFacts:
         other_bytes={name: size for name, size in sizes.items() if name not in of_stages},
         parity=manifest.parity,
         producer=manifest.producer,
+        sensor=manifest.sensor,
     )
 
 

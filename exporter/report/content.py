@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from trunkline.calibration.int8.outcome import CalibrationRecord
 from trunkline.runtime.image import ImageSpec
-from trunkline.runtime.manifest import ActionsEntry, MemberEntry, ParityEntry, TextEntry, TrunkEntry
+from trunkline.runtime.manifest import ActionsEntry, MemberEntry, ParityEntry, SensorEntry, TextEntry, TrunkEntry
 from trunkline.runtime.parity import Comparison, ParityReport
 from trunkline.targets.latency import LatencyReport
 
@@ -43,6 +43,7 @@ class BundleFacts:
         other_bytes: sizes of the files that belong to no stage, by name.
         parity: the gate, and what was measured at export.
         producer: versions of the libraries that made it.
+        sensor: of its fast sensor, None for a bundle without one.
     """
 
     name: str
@@ -58,6 +59,7 @@ class BundleFacts:
     other_bytes: dict[str, int]
     parity: ParityEntry
     producer: dict[str, str]
+    sensor: SensorEntry | None = None
 
     @property
     def total_bytes(self) -> int:

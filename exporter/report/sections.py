@@ -153,6 +153,7 @@ def _bundle(report: Report) -> Section:
         ["trunk", f"{bundle.trunk.name}, width {bundle.trunk.width}, {bundle.trunk.patches} patches"],
         ["trunk digest", bundle.trunk.digest],
         ["candidates", f"up to {actions.history_length} steps of {actions.action_dim}, {actions.encoder} encoder"],
+        *([["sensor", bundle.sensor.form.in_words()]] if bundle.sensor else []),
         ["image", f"{image.height} x {image.width} px, {image.resize_mode}, {image.interpolation}"],
         ["instructions", told],
         ["made with", ", ".join(f"{name} {version}" for name, version in bundle.producer.items())],

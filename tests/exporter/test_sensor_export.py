@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import made_once
-from tests.kit import FORM, FUSIONS, random_member, with_sensor
+from tests.kit import FORM, FUSIONS, random_member, sensor_checkpoint, with_sensor
 from tests.sensor_kit import TracedEncoder
 from tests.trunks import head_shape
 from trunkline.calibration.samples.synthetic import frame, stream, windows
@@ -22,22 +22,12 @@ from trunkline.exporter.trunk import Trunk
 from trunkline.runtime import Ensemble, load
 from trunkline.runtime.errors import InputError, SensorError
 from trunkline.runtime.parity import check_parity
-from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.window import SensorWindow
 
 INSTRUCTIONS = ["put the red block in the bowl", "go left"]
 ADAPTIVE = replace(FORM, samples=3000, steps=65, adaptive=True)
 
 Make = Callable[[str, Checkpoint], tuple[Ensemble, PyTorchEnsemble]]
-
-
-def checkpoint_of(*fusions: str | None, form: SensorForm = FORM, **changes: object) -> Checkpoint:
-    """One member per fusion; None is a member without a sensor."""
-    members = []
-    for index, fusion in enumerate(fusions):
-        shape = head_shape() if fusion is None else with_sensor(head_shape(), fusion, **changes)
-        members.append(random_member(shape, index, form=form))
-    return Checkpoint("random", tuple(members), "test")
 
 
 @pytest.fixture(scope="session")
@@ -59,13 +49,16 @@ def make(shared: Path, trunk: Trunk) -> Iterator[Make]:
 @pytest.fixture(scope="session")
 def mixed(make: Make) -> tuple[Ensemble, PyTorchEnsemble]:
     """Every fusion, and a member without a sensor; with transformer and features for absence."""
-    return make("mixed", checkpoint_of(*FUSIONS, None))
+    return make("mixed", sensor_checkpoint(head_shape(), *FUSIONS, None))
 
 
 @pytest.fixture(scope="session")
 def adaptive(make: Make) -> tuple[Ensemble, PyTorchEnsemble]:
     """Windows of any length, resampled; no transformer, nothing for absence."""
-    return make("adaptive", checkpoint_of("concat", "gated", form=ADAPTIVE, layers=0, feedforward=0, absent=False))
+    return make(
+        "adaptive",
+        sensor_checkpoint(head_shape(), "concat", "gated", form=ADAPTIVE, layers=0, feedforward=0, absent=False),
+    )
 
 
 @pytest.fixture
@@ -167,7 +160,7 @@ def test_a_missing_sensor_is_an_error_where_nothing_stands_for_it(
 
 
 def test_members_without_a_sensor_never_need_one(make: Make, random: np.random.Generator) -> None:
-    ensemble, reference = make("half", checkpoint_of(None, "concat", absent=False))
+    ensemble, reference = make("half", sensor_checkpoint(head_shape(), None, "concat", absent=False))
     image, histories = frame(random, 60, 90), windows(random, 5, reference.settings)
     found = ensemble.score(image, INSTRUCTIONS, histories, members=[0])
     felt = stream(random, 50, 6)  # the reference has no subsets

@@ -10,13 +10,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
 
-from tests.kit import SMALL, SMALL_MLP, random_checkpoint, random_member, save_training, training_dict
+from tests.expert_kit import expert_state, published, whole_model
+from tests.kit import (
+    FORM,
+    FUSIONS,
+    SMALL,
+    SMALL_MLP,
+    random_checkpoint,
+    random_member,
+    save_training,
+    training_dict,
+    with_sensor,
+)
 from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, Checkpoint, HeadShape, Member, Settings
 from trunkline.exporter.checkpoint.merge import join, merge
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
-from trunkline.runtime.errors import CheckpointError
+from trunkline.exporter.cli import app
+from trunkline.exporter.cli.merge import stated_form
+from trunkline.runtime.errors import CheckpointError, InputError
+from trunkline.runtime.sensor.form import SensorForm
 
 FROZEN = {"visual.weight": torch.ones(6, dtype=torch.bfloat16)}
 
@@ -215,3 +231,170 @@ def test_merging_holds_neither_optimiser_nor_encoder_in_memory(tmp_path: Path, s
     assert (tmp_path / f"out{suffix}").stat().st_size < 1_500_000
     if suffix == ".pt":
         assert peak_bytes("load") > 100_000_000, "the measurement does not see memory at all"
+
+
+def unfed(folder: Path, count: int = 2, fusion: str = "concat") -> list[Path]:
+    """Training checkpoints of members that fuse a sensor whose encoder lies elsewhere."""
+    paths = []
+    for seed in range(count):
+        member = random_member(with_sensor(fusion=fusion), seed)
+        parts = {name: state for name, state in member.components.items() if name != "sensor_encoder"}
+        paths.append(save_training(replace(member, components=parts), folder / f"epoch_{seed}.pt"))
+    return paths
+
+
+ENCODER = dict(random_member(with_sensor(), 7).components["sensor_encoder"])
+ENCODER_FILES = {
+    "bare.pt": ENCODER,
+    "named.pt": {"sensor_encoder": ENCODER},
+    "model.pt": {"model_state_dict": whole_model(ENCODER, None)},
+    "vla.pt": published(ENCODER, expert_state()),
+    "verifier.pt": training_dict(random_member(with_sensor(), 7)),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", [*ENCODER_FILES, "bare.safetensors"])
+def test_an_encoder_of_its_own_file_joins_members_that_fuse_one(tmp_path: Path, suffix: str, name: str) -> None:
+    if name == "bare.safetensors":
+        save_file(ENCODER, tmp_path / name)
+    else:
+        torch.save(ENCODER_FILES[name], tmp_path / name)
+    settings = Settings(sensor=FORM)
+    paths = unfed(tmp_path)
+    merge(paths, tmp_path / f"out{suffix}", backbone="test", settings=settings, sensor_encoder=tmp_path / name)
+    found = read_checkpoint(tmp_path / f"out{suffix}")
+    assert [member.shape for member in found.members] == [with_sensor()] * 2
+    for seed, member in enumerate(found.members):
+        wanted = random_member(with_sensor(), seed).tensors()
+        wanted |= {f"sensor_encoder.{key}": value for key, value in ENCODER.items()}
+        assert member.tensors().keys() == wanted.keys()
+        assert all(torch.equal(member.tensors()[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_takes_the_encoder(tmp_path: Path, fusion: str) -> None:
+    torch.save(ENCODER, tmp_path / "e.pt")
+    merge(unfed(tmp_path, 1, fusion), tmp_path / "out.pt", backbone="test", sensor_encoder=tmp_path / "e.pt")
+    assert read_checkpoint(tmp_path / "out.pt").members[0].shape == with_sensor(fusion=fusion)
+
+
+def test_an_encoder_of_another_width_is_named(tmp_path: Path) -> None:
+    torch.save(random_member(with_sensor(features=9)).components["sensor_encoder"], tmp_path / "e.pt")
+    with pytest.raises(CheckpointError, match=r"sensor_fusion.fusion_proj.weight is \(32, 84\), expected \(32, 73\)"):
+        merge(unfed(tmp_path), tmp_path / "out.pt", backbone="test", sensor_encoder=tmp_path / "e.pt")
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_broken_encoder_is_refused_before_any_member_is_read(tmp_path: Path) -> None:
+    torch.save({"sensor_encoder": {}}, tmp_path / "e.pt")
+    with pytest.raises(CheckpointError, match="holds no sensor encoder"):
+        merge([tmp_path / "none.pt"], tmp_path / "out.pt", sensor_encoder=tmp_path / "e.pt")
+
+
+def test_members_with_and_without_a_sensor_merge(tmp_path: Path) -> None:
+    members = [random_member(), random_member(with_sensor(), 1), random_member(with_sensor(fusion="gated"), 2)]
+    paths = [save_training(member, tmp_path / f"{member.name}.pt") for member in members]
+    for order in (paths, paths[::-1]):
+        merge(order, tmp_path / "out.safetensors", backbone="test", settings=Settings(sensor=FORM))
+        found = read_checkpoint(tmp_path / "out.safetensors")
+        shapes = {member.name: member.shape for member in found.members}
+        assert shapes == {member.name: member.shape for member in members}
+        assert {member.settings.sensor for member in found.members} == {None, FORM}
+
+
+def test_encoders_that_cannot_share_a_window_are_refused() -> None:
+    pair = [alone(random_member(with_sensor())), alone(random_member(with_sensor(channels=9, features=8), 1))]
+    refused("epoch_1: sensor.channels is 9, epoch_0 has 6", "sensor.features is 8", checkpoints=pair)
+    other = replace(FORM, steps=40, padding="right")
+    pair[1] = alone(random_member(with_sensor(), 1, form=other))
+    refused("sensor.steps is 40, epoch_0 has 50", "sensor.padding is right", checkpoints=pair)
+    # The first member that has a sensor is what the others are held against, wherever it stands.
+    refused("epoch_1: sensor.steps is 40", checkpoints=[alone(random_member(seed=4)), *pair])
+
+
+def test_options_state_a_stream() -> None:
+    assert stated_form() is None
+    assert stated_form(rate_hz=100.0) == SensorForm(rate_hz=100.0)
+    assert stated_form(samples=65) == SensorForm(samples=65, steps=65)
+    assert stated_form(samples=650, steps=65) == SensorForm(steps=65)
+    assert stated_form(resample="nearest") == SensorForm(resample="nearest")
+    assert stated_form(padding="none") == SensorForm(padding="none")
+    assert stated_form(adaptive=True) == SensorForm(adaptive=True)
+    assert stated_form(adaptive=True, padding="none").padding == "none"  # type: ignore[union-attr]
+    with pytest.raises(InputError, match=r"(?s)two ways.*never pads.*--sensor-padding right"):
+        stated_form(adaptive=True, padding="right")
+
+
+def command(*words: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["merge", *map(str, words)])
+    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+    return result.stdout + result.stderr
+
+
+def test_the_command_states_a_stream(tmp_path: Path) -> None:
+    path = save_training(random_member(with_sensor()), tmp_path / "a.pt")
+    out = tmp_path / "out.safetensors"
+    words = (path, "-o", out, "--backbone", "test")
+    assert "published 650 Hz" in command(*words)
+    stream = (
+        "--sensor-rate",
+        "100",
+        "--sensor-window",
+        "50",
+        "--sensor-resample",
+        "cubic",
+        "--sensor-padding",
+        "right",
+    )
+    assert "650 Hz" not in command(*words, *stream, "--sensor-steps", "25")
+    stated = read_checkpoint(out).members[0].settings
+    assert stated.sensor == SensorForm(6, 100.0, 50, 25, "cubic", "right")
+    command(*words, "--sensor-adaptive", "--sensor-window", "80")
+    assert read_checkpoint(out).members[0].settings.sensor == SensorForm(6, 650.0, 80, 80, adaptive=True)
+    assert "published 650 Hz" in command(*words, "--sensor-heads", "4")  # heads state no stream
+    assert read_checkpoint(out).members[0].shape.sensor_heads == 4
+    assert "not divisible by 3 heads" in command(*words, "--sensor-heads", "3", code=1)
+    assert "sensor.rate_hz is 0" in command(*words, "--sensor-rate", "0", code=1)
+    assert "Invalid value" in command(*words, "--sensor-resample", "area", code=2)
+
+
+def test_the_command_takes_an_encoder(tmp_path: Path) -> None:
+    torch.save(published(ENCODER, expert_state()), tmp_path / "vla.pt")
+    out = tmp_path / "out.safetensors"
+    command(*unfed(tmp_path), "-o", out, "--backbone", "test", "--sensor-encoder", tmp_path / "vla.pt")
+    assert read_checkpoint(out).members[1].shape == with_sensor()
+
+
+def test_what_no_member_uses_is_refused(tmp_path: Path) -> None:
+    """An option without effect is a misunderstanding about what the robot will be fed."""
+    torch.save(ENCODER, tmp_path / "e.pt")
+    plain = save_training(random_member(), tmp_path / "plain.pt")
+    whole = save_training(random_member(with_sensor()), tmp_path / "whole.pt")
+    out, settings = tmp_path / "out.pt", Settings(sensor=FORM)
+    for path in (plain, whole):
+        with pytest.raises(CheckpointError, match="no member fuses a sensor and lacks its encoder"):
+            merge([path], out, backbone="test", sensor_encoder=tmp_path / "e.pt")
+    with pytest.raises(CheckpointError, match="no member has a sensor"):
+        merge([plain], out, backbone="test", settings=settings)
+    assert not out.exists()
+    merge([whole, plain], out, backbone="test", settings=settings)
+    merge([out], out, settings=Settings(sensor=replace(FORM, channels=1026)))  # what it states already
+    with pytest.raises(CheckpointError, match="other than the one in a source"):
+        merge([out], out, settings=Settings(sensor=replace(FORM, rate_hz=50.0)))
+
+
+def test_info_shows_the_stream(tmp_path: Path) -> None:
+    path = save_training(random_member(with_sensor()), tmp_path / "a.pt")
+    merge([path], tmp_path / "out.safetensors", backbone="test", settings=Settings(sensor=FORM))
+    facts = json.loads(CliRunner().invoke(app, ["info", str(tmp_path / "out.safetensors"), "--json"]).stdout)
+    assert facts["sensor"][0].startswith("6 channels at 100 Hz, windows of 50 samples (0.5 s)")
+    assert facts["sensor"][1].startswith("concat fusion of 20 features")
+    plain = save_training(random_member(), tmp_path / "b.pt")
+    assert json.loads(CliRunner().invoke(app, ["info", str(plain), "--json"]).stdout)["sensor"] == "none"
+
+
+def test_the_help_says_why_the_stream_must_be_stated() -> None:
+    text = " ".join(command("--help").replace("│", " ").split())
+    assert "weights of the same names and shapes" in text
+    assert "Nothing but the --sensor-... options records which one it is" in text

@@ -15,20 +15,42 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.kit import SMALL, SMALL_MLP, random_checkpoint, random_member, save_training, training_dict
-from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, HeadShape, Member, Settings
+from tests.kit import (
+    FORM,
+    FUSIONS,
+    SMALL,
+    SMALL_MLP,
+    random_checkpoint,
+    random_member,
+    save_training,
+    training_dict,
+    with_sensor,
+)
+from trunkline.exporter.checkpoint.doctor import refuse_fatal
+from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, Checkpoint, HeadShape, Member, Settings
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.reference import ReferenceMember, build_member
 from trunkline.runtime.errors import CheckpointError
+from trunkline.runtime.sensor.form import SensorForm
 
 WIDE = replace(SMALL, trunk_width=48, patches=9, pool_width=40, embedding=24, pool_layers=3, encoder_layers=1)
 LONG_MLP = replace(SMALL_MLP, trunk_width=40, history_length=6, action_dim=4, feedforward=20)
 SHAPES = {"transformer packed": SMALL, "transformer unpacked": WIDE, "mlp packed": SMALL_MLP, "mlp unpacked": LONG_MLP}
 
 
-def settings_of(shape: HeadShape) -> Settings:
-    return Settings(shape.heads, shape.history_length, shape.action_dim)
+SENSING = {
+    **{fusion: with_sensor(fusion=fusion) for fusion in FUSIONS},
+    "no transformer": with_sensor(layers=0, feedforward=0),
+    "no absence": with_sensor(fusion="gated", absent=False),
+    "one channel": with_sensor(fusion="cross-attention", channels=1),
+    "many channels": with_sensor(channels=1026, conv=(4, 8)),
+    "mlp": with_sensor(SMALL_MLP),
+}
+
+
+def settings_of(shape: HeadShape, sensor: SensorForm | None = None) -> Settings:
+    return Settings(shape.heads, shape.history_length, shape.action_dim, sensor=sensor)
 
 
 def merged_dict(members: list[Member]) -> dict[str, Any]:
@@ -495,3 +517,165 @@ def test_reading_builds_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ReferenceMember, "__init__", spy)
     read_checkpoint(path)
     assert built == ["meta"]
+
+
+@pytest.mark.parametrize("shape", SENSING.values(), ids=list(SENSING))
+def test_training_checkpoints_with_a_sensor(tmp_path: Path, shape: HeadShape) -> None:
+    member = random_member(shape)
+    path = save_training(member, tmp_path / "a.pt")
+    found = read_checkpoint(path, settings=settings_of(shape, FORM))
+    assert found.members[0].shape == shape
+    assert found.members[0].settings == member.settings  # the channels are the tensors'
+    assert equal(found.members[0].tensors(), member.tensors())
+    assert not any("sensor" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("shape", SENSING.values(), ids=list(SENSING))
+@pytest.mark.parametrize("weights_only", [False, True], ids=["merged", "weights only"])
+def test_merged_files_with_a_sensor(tmp_path: Path, shape: HeadShape, weights_only: bool) -> None:
+    members = [random_member(shape, seed) for seed in range(2)]
+    content = merged_dict(members)
+    if weights_only:
+        content = {"ensemble_components": content["ensemble_components"]}
+    found = read_checkpoint(save(tmp_path / "m.pt", content), settings=settings_of(shape, FORM))
+    assert all(equal(one.tensors(), two.tensors()) for one, two in zip(found.members, members, strict=True))
+    assert {member.shape for member in found.members} == {shape}
+    assert found.members[0].settings == members[0].settings
+
+
+def test_a_stream_that_nobody_stated_is_the_published_one_and_noted(tmp_path: Path) -> None:
+    member = random_member(with_sensor())
+    for path in (save_training(member, tmp_path / "a.pt"), save(tmp_path / "m.pt", merged_dict([member]))):
+        found = read_checkpoint(path)
+        assert found.members[0].settings.sensor == SensorForm(channels=6)
+        assert any("650 Hz" in note and "assumed" in note for note in found.notes)
+        assert not any("650 Hz" in note for note in read_checkpoint(path, settings=Settings(sensor=FORM)).notes)
+
+
+def test_a_merged_file_that_states_its_stream_is_believed(tmp_path: Path) -> None:
+    form = {"channels": 6, "rate_hz": 50.0, "samples": 60, "steps": 20, "resample": "nearest", "padding": "right"}
+    content = merged_dict([random_member(with_sensor())]) | {"sensor": form | {"adaptive": False}, "sensor_heads": 4}
+    found = read_checkpoint(save(tmp_path / "m.pt", content), settings=Settings(sensor=FORM))
+    assert found.members[0].settings.sensor == SensorForm(6, 50.0, 60, 20, "nearest", "right")
+    assert found.members[0].settings.sensor_heads == found.members[0].shape.sensor_heads == 4
+    assert found.notes == ()
+    refused(save(tmp_path / "m.pt", content | {"sensor": form | {"rate": 3.0}}), "m.pt, sensor", "rate")
+    refused(save(tmp_path / "m.pt", content | {"sensor_heads": True}), "sensor_heads", "positive integer")
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (SensorForm(rate_hz=0.0), "sensor.rate_hz is 0"),
+        (SensorForm(rate_hz=float("nan")), "sensor.rate_hz is nan"),
+        (SensorForm(samples=0), "sensor.samples is 0"),
+        (SensorForm(steps=1 << 17), "sensor.steps is 131072"),
+    ],
+)
+def test_streams_that_cannot_be(tmp_path: Path, form: SensorForm, words: str) -> None:
+    path = save_training(random_member(with_sensor()), tmp_path / "a.pt")
+    refused(path, "settings are not usable", words, settings=Settings(sensor=form))
+
+
+def test_members_with_and_without_a_sensor_in_one_file(tmp_path: Path) -> None:
+    members = [random_member(), random_member(with_sensor(fusion="gated"), 1), random_member(seed=2)]
+    found = read_checkpoint(save(tmp_path / "m.pt", merged_dict(members)), settings=Settings(sensor=FORM))
+    assert [member.shape.sensor is None for member in found.members] == [True, False, True]
+    assert [member.settings.sensor for member in found.members] == [None, FORM, None]
+    assert all(equal(one.tensors(), two.tensors()) for one, two in zip(found.members, members, strict=True))
+
+
+def test_wrong_tensors_of_a_sensor_are_named(tmp_path: Path) -> None:
+    content = training_dict(random_member(with_sensor(fusion="gated")))
+    state = content["model_state_dict"]
+    del state["sensor_encoder.conv_backbone.5.running_var"]
+    state["sensor_encoder.projection.7.weight"] = torch.zeros(2)
+    state["sensor_fusion.gate.0.weight"] = torch.zeros(24, 24)
+    error = refused(
+        save(tmp_path / "a.pt", content),
+        "missing sensor_encoder.conv_backbone.5.running_var (16,)",
+        "unexpected sensor_encoder.projection.7.weight (2,)",
+        "sensor_fusion.gate.0.weight is (24, 24), expected (24, 48)",
+    )
+    assert len(error.found) == 3
+    state["sensor_encoder.conv_backbone.8.weight"] = torch.zeros(16, 16, 5)
+    refused(save(tmp_path / "a.pt", content), "convolutions (out, in, 3), found conv_backbone.8.weight (16, 16, 5)")
+
+
+def test_a_sensor_with_nan_is_refused_before_it_scores(tmp_path: Path) -> None:
+    content = training_dict(random_member(with_sensor()))
+    content["model_state_dict"]["sensor_encoder.conv_backbone.1.running_mean"][2] = float("nan")
+    path = save(tmp_path / "a.pt", content)
+    with pytest.raises(CheckpointError, match=r"(?s)NaN or infinite weights in sensor_encoder\.conv_backbone\.1\."):
+        refuse_fatal(read_checkpoint(path), path)
+
+
+def test_a_sensor_encoder_stored_in_bfloat16_is_kept_and_computes_in_float32(tmp_path: Path) -> None:
+    content = training_dict(random_member(with_sensor()))
+    state = content["model_state_dict"]
+    for key in [key for key in state if key.startswith("sensor_encoder.") and state[key].is_floating_point()]:
+        state[key] = state[key].bfloat16()
+    read = read_checkpoint(save(tmp_path / "a.pt", content), settings=Settings(sensor=FORM))
+    write_checkpoint(replace(read, backbone="test"), tmp_path / "e.safetensors")
+    rounded = {key: state[key].float() if state[key].is_floating_point() else state[key] for key in state}
+    plain = read_checkpoint(
+        save(tmp_path / "b.pt", content | {"model_state_dict": rounded}), settings=Settings(sensor=FORM)
+    )
+    windows = torch.randn(2, FORM.steps, FORM.channels)
+    wanted = build_member(plain.members[0]).feel(windows)
+    for found in (read, read_checkpoint(tmp_path / "e.safetensors")):
+        assert found.members[0].components["sensor_encoder"]["conv_backbone.1.running_var"].dtype == torch.bfloat16
+        features = build_member(found.members[0]).feel(windows)
+        assert features is not None
+        assert wanted is not None
+        assert torch.equal(features, wanted)
+
+
+def without_encoder(member: Member) -> Member:
+    return replace(member, components={key: part for key, part in member.components.items() if key != "sensor_encoder"})
+
+
+def test_a_member_whose_encoder_lies_elsewhere(tmp_path: Path) -> None:
+    member = random_member(with_sensor(fusion="cross-attention"))
+    path = save_training(without_encoder(member), tmp_path / "a.pt")
+    refused(path, "carries no sensor_encoder", "--sensor-encoder")
+    found = read_checkpoint(path, sensor_encoder=member.components["sensor_encoder"])
+    assert found.members[0].shape == member.shape
+    assert equal(found.members[0].tensors(), member.tensors())
+
+
+def test_an_encoder_that_is_given_replaces_none(tmp_path: Path) -> None:
+    """Members that carry an encoder keep theirs; members without a sensor get none."""
+    other = random_member(with_sensor(), 5).components["sensor_encoder"]
+    members = [random_member(), random_member(with_sensor(), 1), without_encoder(random_member(with_sensor(), 2))]
+    path = save(tmp_path / "m.pt", merged_dict(members))
+    found = read_checkpoint(path, settings=Settings(sensor=FORM), sensor_encoder=other)
+    assert "sensor_encoder" not in found.members[0].components
+    assert equal(found.members[1].tensors(), members[1].tensors())
+    assert equal(found.members[2].components["sensor_encoder"], other)
+
+
+def test_a_reloaded_sensor_member_gives_the_same_vectors(tmp_path: Path) -> None:
+    for fusion in FUSIONS:
+        member = random_member(with_sensor(fusion=fusion))
+        write_checkpoint(Checkpoint("random", (member,), "test"), tmp_path / "e.safetensors")
+        again = read_checkpoint(tmp_path / "e.safetensors").members[0]
+        patches, tokens = torch.randn(2, 16, 32), torch.randn(2, 5, 32)
+        contexts = []
+        for module in map(build_member, (member, again)):
+            for windows in (torch.full((2, 50, 6), 0.3), None):
+                features = module.feel(windows)
+                assert features is not None
+                contexts.append(module.context(patches, tokens, features.expand(2, -1)))
+        assert torch.equal(contexts[0], contexts[2])
+        assert torch.equal(contexts[1], contexts[3])
+
+
+def test_missing_counters_of_a_sensor_are_filled_in(tmp_path: Path) -> None:
+    member = random_member(with_sensor())
+    content = training_dict(member)
+    state = content["model_state_dict"]
+    for key in [key for key in state if key.endswith("num_batches_tracked")]:
+        del state[key]
+    for path in (save(tmp_path / "a.pt", content), save(tmp_path / "b.pt", merged_dict([member]))):
+        assert equal(read_checkpoint(path).members[0].tensors(), member.tensors())

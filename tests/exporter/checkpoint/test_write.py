@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.kit import SMALL, SMALL_MLP, random_checkpoint, random_member
+from tests.kit import FORM, FUSIONS, SMALL, SMALL_MLP, random_checkpoint, random_member, with_sensor
 from trunkline.exporter.checkpoint.members import Checkpoint, HeadShape
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.runtime.errors import CheckpointError
+from trunkline.runtime.sensor.form import SensorForm
 
 PUBLISHED_KEYS = [
     *("ensemble_components", "num_models", "backbone", "use_transformer", "history_length", "action_dim"),
@@ -149,3 +150,68 @@ def test_an_output_that_is_a_folder(tmp_path: Path) -> None:
 def test_files_are_readable_by_others(tmp_path: Path, suffix: str) -> None:
     write_checkpoint(random_checkpoint(1), tmp_path / f"m{suffix}")
     assert (tmp_path / f"m{suffix}").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"absent": False}, {"layers": 0, "feedforward": 0}, {"channels": 33}],
+    ids=["usual", "no absence", "no transformer", "33 channels"],
+)
+def test_sensor_members_round_trip_bit_equal(tmp_path: Path, suffix: str, fusion: str, changes: dict) -> None:
+    form = SensorForm(1, 33.5, 40, 21, "cubic", "none", True)
+    checkpoint = random_checkpoint(2, with_sensor(fusion=fusion, **changes), form=form)
+    write_checkpoint(checkpoint, tmp_path / f"m{suffix}")
+    found = read_checkpoint(tmp_path / f"m{suffix}")
+    assert found.notes == ()
+    for one, two in zip(found.members, checkpoint.members, strict=True):
+        assert (one.name, one.source, one.settings, one.shape) == (two.name, two.source, two.settings, two.shape)
+        ours, theirs = one.tensors(), two.tensors()
+        assert ours.keys() == theirs.keys()
+        assert all(ours[key].dtype == theirs[key].dtype for key in ours)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("first", ["plain", "sensing"])
+def test_mixed_ensembles_round_trip(tmp_path: Path, suffix: str, first: str) -> None:
+    """The stream is written once, for whichever members have a sensor."""
+    members = [
+        random_member(),
+        random_member(with_sensor(), 1),
+        random_member(seed=2),
+        random_member(with_sensor(fusion="cross-attention, one token"), 3),
+    ]
+    if first == "sensing":
+        members.reverse()
+    write_checkpoint(Checkpoint("random", tuple(members), "test"), tmp_path / f"m{suffix}")
+    found = read_checkpoint(tmp_path / f"m{suffix}")
+    assert [member.shape for member in found.members] == [member.shape for member in members]
+    assert [member.settings.sensor for member in found.members] == [member.settings.sensor for member in members]
+    for one, two in zip(found.members, members, strict=True):
+        assert one.tensors().keys() == two.tensors().keys()
+        assert all(torch.equal(one.tensors()[key], tensor) for key, tensor in two.tensors().items())
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_heads_of_the_sensor_are_written(tmp_path: Path, suffix: str) -> None:
+    shape = replace(with_sensor(), sensor_heads=4)
+    member = random_member(shape)
+    member = replace(member, settings=replace(member.settings, sensor_heads=4))
+    write_checkpoint(Checkpoint("random", (random_member(), member), "test"), tmp_path / f"m{suffix}")
+    found = read_checkpoint(tmp_path / f"m{suffix}").members[1]
+    assert (found.shape, found.settings) == (shape, member.settings)
+
+
+def test_a_sensor_adds_to_the_published_form_and_changes_nothing_in_it(tmp_path: Path) -> None:
+    write_checkpoint(random_checkpoint(1, with_sensor()), tmp_path / "m.pt")
+    content = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert set(content) - set(PUBLISHED_KEYS) == {"attention_heads", "sensor", "sensor_heads"}
+    assert content["sensor"] == asdict(FORM)
+    parts = set(content["ensemble_components"][0])
+    assert parts - set(CONTEXT) == {
+        *("sensor_encoder", "sensor_fusion", "action_padding_value"),
+        *("single_step_action_encoder", "trajectory_encoder"),
+    }
+    assert "input_projection" not in parts

@@ -20,7 +20,7 @@ from trunkline.exporter.cli import app
 from trunkline.runtime import fusion
 from trunkline.runtime.backends import described, named, names
 
-COMMANDS = ("merge", "doctor", "export", "info", "verify", "score", "eval", "bench", "report")
+COMMANDS = ("merge", "doctor", "export", "info", "verify", "score", "eval", "bench", "report", "windows", "replay")
 
 
 def run(*words: object, code: int = 0) -> Any:
