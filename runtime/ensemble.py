@@ -25,6 +25,7 @@ from trunkline.runtime.image import to_pixels
 from trunkline.runtime.instructions import InstructionSources, as_list, group_instructions
 from trunkline.runtime.manifest import Variant
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.source import Sensed, SensorSources
 from trunkline.runtime.sensor.steps import StepCounts
 from trunkline.runtime.sensor.window import SensorWindow
@@ -105,6 +106,12 @@ class Ensemble:
     def members(self) -> tuple[str, ...]:
         """Names of the members, in order."""
         return tuple(member.name for member in self.bundle.manifest.members)
+
+    @property
+    def sensor(self) -> SensorForm | None:
+        """The stream of the fast sensor that members read, None for an ensemble without one."""
+        entry = self.bundle.manifest.sensor
+        return None if entry is None else entry.form
 
     def score(
         self,

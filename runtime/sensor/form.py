@@ -49,6 +49,16 @@ class SensorForm:
         """Seconds of the stream in one window."""
         return self.samples / self.rate_hz
 
+    def in_words(self) -> str:
+        """The stream and its windows, for people."""
+        cut = f"{'up to ' if self.adaptive else ''}{self.samples} samples ({self.duration_s:g} s)"
+        resampled = f", resampled ({self.resample}) to {self.steps} steps"
+        read = resampled if self.samples != self.steps or self.adaptive else ""
+        short = "refused" if self.padding == "none" else f"padded {self.padding}"
+        return f"{self.channels} channels at {self.rate_hz:g} Hz, windows of {cut}{read}" + (
+            "" if self.adaptive else f", short ones {short}"
+        )
+
     def problems(self) -> Iterator[str]:
         """What cannot be, in words."""
         counts = {"channels": (self.channels, MAX_CHANNELS), "samples": (self.samples, MAX_SAMPLES)}

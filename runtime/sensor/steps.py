@@ -80,7 +80,7 @@ class SlidingSteps:
                 steps = self._run(to_blocks(encoder_rows(window, self._form), self._stride))
             else:
                 self.counts.slid += 1
-            self._known = self._remembered(window, steps)
+            self._known = self._remembered(window, steps) or self._known
             return steps
 
     def forget(self) -> None:

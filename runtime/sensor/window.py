@@ -41,7 +41,8 @@ class SensorWindow:
         missing: samples that gaps swallowed between the first and the last row.
         stream: which uninterrupted stream this is cut from; equal values are one stream. None: not known, so nothing
             can be reused from the window before.
-        position: number of the first row in that stream.
+        position: number of the first row in that stream; negative where rows lie before the stream's beginning, since a
+            gap begins a new one.
     """
 
     samples: Rows
