@@ -16,7 +16,7 @@ from trunkline.exporter.stages.trace import Contract, trace
 from trunkline.runtime.backends import Session, StageFiles, named
 from trunkline.runtime.manifest import SensorEntry, TensorSpec
 from trunkline.runtime.sensor.steps import SlidingSteps
-from trunkline.runtime.sensor.window import SensorWindow
+from trunkline.runtime.sensor.window import SensorWindow, check_window
 
 Floats = NDArray[np.float32]
 
@@ -48,6 +48,7 @@ class TracedEncoder:
 
     def features(self, window: SensorWindow) -> Floats:
         """(1, S) through both, reusing what can be."""
+        check_window(window, self.entry.form)
         return self.run_sensor(self.sliding(window))
 
     def expected(self, samples: Floats) -> Floats:

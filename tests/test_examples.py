@@ -13,7 +13,12 @@ def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 2
 
 
+#: What keeps an example short.
+ARGUMENTS = {"03_sensor_loop": ["--seconds", "3"]}
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example(example: Path, bundle: Path) -> None:
-    output = subprocess.check_output([sys.executable, str(example), str(bundle)], text=True)
+    words = [sys.executable, str(example), str(bundle), *ARGUMENTS.get(example.stem, [])]
+    output = subprocess.check_output(words, text=True)
     assert "score" in output

@@ -27,6 +27,7 @@ its next tick. Anything else is a bug: it ends the loop and is raised by :meth:`
 from trunkline.runtime.loop.cached import CachedSensor
 from trunkline.runtime.loop.clock import Clock, SystemClock
 from trunkline.runtime.loop.histogram import Spread
+from trunkline.runtime.loop.live import LiveFrames
 from trunkline.runtime.loop.loop import Loop
 from trunkline.runtime.loop.outcome import Decided, Outcome, Record, Refused
 from trunkline.runtime.loop.plan import LoopPlan, Rate
@@ -49,6 +50,7 @@ __all__ = [
     "Decided",
     "Frame",
     "FrameSource",
+    "LiveFrames",
     "Loop",
     "LoopPlan",
     "LoopReport",

@@ -18,7 +18,7 @@ from trunkline.runtime.features import SensorFeatures
 from trunkline.runtime.graph import CacheLimits, ContentNames, Source, StageGraph
 from trunkline.runtime.manifest import SensorEntry
 from trunkline.runtime.sensor.steps import SlidingSteps, StepCounts, to_blocks
-from trunkline.runtime.sensor.window import SensorWindow, check_window, encoder_rows
+from trunkline.runtime.sensor.window import SensorWindow, check_window, fitted
 
 Floats = NDArray[np.float32]
 Sensed = SensorWindow | SensorFeatures | None
@@ -87,7 +87,7 @@ class SensorSources:
             return {}
         if sensor is None:
             return {"sensor": cast(Floats, found["sensor"].load((0,)))}
-        return {"samples": to_blocks(encoder_rows(sensor, self.entry.form), self.entry.stride)}
+        return {"samples": to_blocks(fitted(sensor.samples, self.entry.form), self.entry.stride)}
 
     def forget(self) -> None:
         """Nothing is reused for the next window."""

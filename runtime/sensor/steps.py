@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.runtime.manifest import SensorEntry
-from trunkline.runtime.sensor.window import SensorWindow, check_window, encoder_rows
+from trunkline.runtime.sensor.window import SensorWindow, fitted
 
 Floats = NDArray[np.float32]
 #: Runs the ``steps`` stage: (Q, stride, C) -> (J, Q, W).
@@ -66,18 +66,16 @@ class SlidingSteps:
         self.counts = StepCounts()
 
     def __call__(self, window: SensorWindow) -> Floats:
-        """(J, M + 1, W) float32; row 1 is meaningless.
+        """(J, M + 1, W) float32 of a window that :func:`check_window` has accepted; row 1 is meaningless.
 
         Raises:
-            SensorError: the encoder cannot read the window.
             BackendError: the stage failed.
         """
-        check_window(window, self._form)
         with self._lock:
             steps = self._slid(window)
             if steps is None:
                 self.counts.full += 1
-                steps = self._run(to_blocks(encoder_rows(window, self._form), self._stride))
+                steps = self._run(to_blocks(fitted(window.samples, self._form), self._stride))
             else:
                 self.counts.slid += 1
             self._known = self._remembered(window, steps) or self._known

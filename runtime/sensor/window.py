@@ -12,6 +12,7 @@ Rules of the published training code, kept because the encoders were trained wit
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +86,11 @@ def encoder_rows(window: SensorWindow, form: SensorForm, out: Rows | None = None
         SensorError: the window is not one that the encoder can read, with every reason.
     """
     check_window(window, form)
-    rows = window.samples
+    return fitted(window.samples, form, out)
+
+
+def fitted(rows: Rows, form: SensorForm, out: Rows | None = None) -> Rows:
+    """:func:`encoder_rows` for the rows of a window that :func:`check_window` has accepted."""
     if not form.adaptive:
         rows = pad(rows[-form.samples :], form)
     return resample(rows, form.steps, form.resample, out)
@@ -136,6 +141,7 @@ def _stream_problems(window: SensorWindow, form: SensorForm) -> list[str]:
         problems.append(f"a stream of {window.rate_hz:g} Hz")
     if window.missing > MISSING_TOLERANCE * form.samples:
         problems.append(f"gaps that swallowed {window.missing} samples")
-    if not np.isfinite(window.samples.sum(dtype=np.float64)):
+    # The sum is a quick test; it may overflow where every number is finite.
+    if not math.isfinite(np.add.reduce(window.samples, axis=None)) and not np.isfinite(window.samples).all():
         problems.append("NaN or infinite values")
     return problems

@@ -5,7 +5,18 @@ import trunkline.runtime.loop
 
 def test_the_loop_shows_these_names() -> None:
     names = [
-        *("CachedSensor", "Clock", "Decided", "Frame", "FrameSource", "Loop", "LoopPlan", "LoopReport", "Outcome"),
+        *(
+            "CachedSensor",
+            "Clock",
+            "Decided",
+            "Frame",
+            "FrameSource",
+            "LiveFrames",
+            "Loop",
+            "LoopPlan",
+            "LoopReport",
+            "Outcome",
+        ),
         *("Question", "QuestionSource", "Rate", "Record", "Refused", "Scorer", "SensorSource", "SimulatedClock"),
         *("Sources", "Spread", "SystemClock", "TaskReport", "recorded_by"),
     ]

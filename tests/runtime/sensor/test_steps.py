@@ -12,7 +12,6 @@ import pytest
 from tests.kit import FORM, random_member, with_sensor
 from tests.sensor_kit import TracedEncoder
 from trunkline.calibration.samples.synthetic import stream
-from trunkline.runtime.errors import SensorError
 from trunkline.runtime.sensor.steps import SlidingSteps
 from trunkline.runtime.sensor.window import SensorWindow
 
@@ -114,12 +113,12 @@ def test_resampled_windows_are_never_reused(
         assert (encoder.sliding.counts.full, encoder.sliding.counts.slid) == (2, 0)
 
 
-def test_a_window_that_is_refused_changes_nothing(tmp_path: Path, random: np.random.Generator) -> None:
+def test_a_window_without_a_place_leaves_the_stream_known(tmp_path: Path, random: np.random.Generator) -> None:
     form = replace(FORM, samples=130, steps=130)
     rows = stream(random, 600, 3)
     with TracedEncoder(random_member(with_sensor(channels=3), form=form), tmp_path) as encoder:
         encoder.sliding(window(rows, 0, 130))
-        with pytest.raises(SensorError, match="NaN"):
-            encoder.sliding(window(rows * np.float32(np.nan), 16, 130))
-        encoder.sliding(window(rows, 16, 130))
+        encoder.sliding(window(rows, 300, 130, stream=None))
+        then = window(rows, 16, 130)
+        same(encoder.sliding(then), full(encoder, then))
         assert encoder.sliding.counts.slid == 1
