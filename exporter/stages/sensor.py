@@ -6,11 +6,12 @@ Same mathematics as ``exporter/reference_sensor.py``. Three things are rearrange
 2. A convolution of three samples with stride 2 is one linear layer over rows ``[x[2j-1], x[2j], x[2j+1]]``. Rows of
    pairs are there already, so only the odd neighbour is moved. As a linear layer it is quantised like any other.
 3. The convolutions work on *blocks* of as many samples as lie between two of their outputs (16 for four layers), one
-   output per block. Block 0 begins the window: it starts with the zero padding, and its output needs no other block.
-   Blocks from 1 on are consecutive and end with the window's end; the first of them starts with zeros that are not
-   the window's, so its output is wrong and nobody reads it. A whole window is therefore fed as its first block and then
-   all blocks, the first again. A window that has slid by whole blocks needs only its first block, the block before the
-   first one that is new or touches the end, and those: the other outputs are the old ones, moved.
+   output per block. An output reads its own block and 15 samples before it, nothing behind. So block 0, which begins
+   the window, may be followed by any other: its output needs none of them. Blocks from 1 on are consecutive and end
+   with the window's end; the first of them follows a block that is not its neighbour, so its output is wrong and nobody
+   reads it. A whole window is fed as its first block and then all blocks, the first again. A window that has slid by
+   whole blocks needs only its first block, the block before the first one that is new or touches the end, and those:
+   the other outputs are the old ones, moved.
 
 What is cut off at the end: a window is seldom a multiple of 16 samples. Behind the last sample come zeros, and after
 each layer there are zeros again instead of outputs, which is the padding the next layer expects. A
@@ -54,13 +55,9 @@ class EncoderSteps(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         x = samples.flatten(0, 1)  # (Q stride, C)
-        head = samples.shape[1]
         for linear, beyond in zip(self.conv, self.beyond, strict=True):
-            head //= 2
-            pairs = x.reshape(-1, 2 * x.shape[1])
-            odd = pairs[:, x.shape[1] :]
-            zero = torch.zeros(1, x.shape[1])
-            before = torch.cat([torch.cat([zero, part])[:-1] for part in (odd[:head], odd[head:])])
+            pairs = x.reshape(-1, 2 * x.shape[1])  # rows (x[2j], x[2j+1])
+            before = torch.cat([torch.zeros(1, x.shape[1]), pairs[:-1, x.shape[1] :]])  # x[2j-1]
             read = torch.cat([before, pairs], dim=1)
             x = functional.gelu(linear(read[:-beyond] if beyond else read))
             if beyond:
