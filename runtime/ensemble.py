@@ -311,7 +311,8 @@ class Ensemble:
         folder = (root / variant.graph).parent.resolve()
         # The weights are opened by path: nobody may swap them meanwhile.
         with self.bundle.unchanged(variant.weights) if variant.weights else contextlib.nullcontext():
-            return self.backend.open_stage(StageFiles(name, stage, graph, folder, self._threads))
+            digest = self.bundle.manifest.files[variant.weights].sha256 if variant.weights else None
+            return self.backend.open_stage(StageFiles(name, stage, graph, folder, self._threads, digest))
 
     def counts(self) -> dict[str, StageCounts]:
         """What each stage has done since loading."""

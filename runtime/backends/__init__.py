@@ -31,13 +31,18 @@ _MODULES = {name: f"trunkline.runtime.backends.{name}" for name in _FASTEST_FIRS
 
 @dataclass(frozen=True)
 class StageFiles:
-    """A stage ready to be compiled: contract, checked graph bytes, and the folder its weight file lies in."""
+    """A stage ready to be compiled: contract, checked graph bytes, and the folder its weight file lies in.
+
+    ``weights_digest`` is the SHA-256 of the weight file in hex, for back ends that keep what they compiled; None where
+    there is no such file, or nobody knows.
+    """
 
     name: str
     stage: Stage
     graph: bytes
     folder: Path
     threads: int | None = None
+    weights_digest: str | None = None
 
 
 @dataclass(frozen=True)
