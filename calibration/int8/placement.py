@@ -11,8 +11,8 @@ A layer in int8 is written as TensorRT, ONNX Runtime and OpenVINO all recognise 
                                                  |
                                                 Add <- bias (1, N)
 
-symmetric, zero point 0; one Q/DQ pair serves all layers that read x. The bias has rank 2: with rank 1 and a static
-batch ONNX Runtime turns the pattern into a float product and says nothing.
+symmetric, zero point 0. Each layer has a Q/DQ pair of its own, also where several read one x: of a shared pair ONNX
+Runtime makes float products and says nothing. So it does with a bias of rank 1 and a static batch; the bias has rank 2.
 
 A *stored* tensor is int8 in the file and float32 in arithmetic: ``Cast``, then ``Mul`` by a scale. Back ends compute
 that once, when they load; only a token table is looked up first and scaled after, so that it stays small in memory too.
@@ -39,21 +39,13 @@ def place_int8(model: ir.Model, thresholds: Mapping[str, float], stored: Collect
     Args:
         model: a normalised model.
         thresholds: for each linear layer in int8, by name, the largest input magnitude that its int8 range covers.
-            Layers that read one value share the largest of theirs.
         stored: names of initializers to keep as int8; see :func:`storable`.
     """
-    chosen = [linear for linear in find_linears(model) if linear.name in thresholds]
-    by_input: dict[int, list[Linear]] = {}
-    for linear in chosen:
-        by_input.setdefault(id(linear.input), []).append(linear)
-    for group in by_input.values():
-        source = group[0].input
-        threshold = max(thresholds[linear.name] for linear in group)
-        dequantised = _quantised_input(model, source, group[0], threshold / INT8_MAX)
-        for linear in group:
-            linear.node.replace_input_with(0, dequantised)
-            _quantise_weight(model, linear)
-            _raise_bias(model, linear)
+    for linear in [each for each in find_linears(model) if each.name in thresholds]:
+        dequantised = _quantised_input(model, linear, thresholds[linear.name] / INT8_MAX)
+        linear.node.replace_input_with(0, dequantised)
+        _quantise_weight(model, linear)
+        _raise_bias(model, linear)
     for name in stored:
         _store(model, model.graph.initializers[name])
 
@@ -70,8 +62,8 @@ def _is_storable(value: ir.Value) -> bool:
     return floats and int(np.prod([int(size) for size in shape])) >= MIN_STORED  # type: ignore[arg-type]
 
 
-def _quantised_input(model: ir.Model, source: ir.Value, linear: Linear, scale: float) -> ir.Value:
-    path = f"{linear.name}.input"
+def _quantised_input(model: ir.Model, linear: Linear, scale: float) -> ir.Value:
+    source, path = linear.input, f"{linear.name}.input"
     scales = add_initializer(model, f"{path}_scale", np.array(scale, np.float32))
     zero = _shared_zero(model, ())
     quantised = ir.Value(name=f"{path}/Q", shape=source.shape, type=ir.TensorType(ir.DataType.INT8))

@@ -35,11 +35,12 @@ SETTINGS = {
     "session.load_model_format": "ONNX",
 }
 
-#: Options of a stage with int8 layers. Where rows are a layer's first dimension, a product and the sum with its bias
-#: would become one float product before anyone looks for int8, without a word.
+#: Options of a stage with int8 layers, which otherwise become float products before anyone looks for int8, without a
+#: word: a product and the sum with its bias where rows are a layer's first dimension, and layers that read one value
+#: once their equal quantisers are made one.
 INT8_SETTINGS = {
     "optimization.disable_specified_optimizers": SETTINGS["optimization.disable_specified_optimizers"]
-    + ";MatMulAddFusion"
+    + ";MatMulAddFusion;CommonSubexpressionElimination"
 }
 
 #: The first that quantises in the opset of the ``cpu`` variant.
