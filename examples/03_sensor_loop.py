@@ -1,10 +1,11 @@
 """A control loop in real time: a fast sensor, a camera of 5 Hz, decisions at 10 Hz. Parts of it fail on purpose.
 
-    python examples/03_sensor_loop.py BUNDLE [--seconds 30] [--plots DIR]
+    python examples/03_sensor_loop.py BUNDLE [--seconds 30] [--plots DIR] [--record LOG]
 
 The devices are simulated: frames, samples and candidates are random, at the rates of the real ones. After 30 % of the
 time the camera hangs for 10 % of it, and from 65 to 80 % the sensor's clock is five seconds ahead. Scoring goes on at
-its own rate and refuses what is too old. With --plots, ages and rates are drawn (this needs matplotlib).
+its own rate and refuses what is too old. With --plots, ages and rates are drawn (this needs matplotlib); with --record,
+everything is written down for `trunkline replay LOG`.
 """
 
 import argparse
@@ -27,7 +28,9 @@ from trunkline.runtime.loop import (
     Question,
     Rate,
     Sources,
+    recorded_by,
 )
+from trunkline.runtime.replay import Recorder, header_of
 from trunkline.runtime.sensor.cache import SensorCache
 from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.window import SensorWindow
@@ -68,8 +71,8 @@ class Camera:
 class Sensor:
     """Sends blocks of samples, with stamps of its own clock, into a cache."""
 
-    def __init__(self, story: Story, form: SensorForm) -> None:
-        self.story, self.form, self.cache = story, form, SensorCache(form)
+    def __init__(self, story: Story, form: SensorForm, recorder: Recorder | None) -> None:
+        self.story, self.form, self.cache, self.recorder = story, form, SensorCache(form), recorder
         self.ended, self.thread = threading.Event(), threading.Thread(target=self.send, daemon=True)
 
     def send(self) -> None:
@@ -80,6 +83,8 @@ class Sensor:
                 stamps += 5_000_000_000
             samples = random.standard_normal((BLOCK, self.form.channels), np.float32)
             self.cache.push(stamps, samples, received_ns=time.monotonic_ns())
+            if self.recorder:
+                self.recorder.sensor(stamps, samples)
             number += BLOCK
 
     def __enter__(self) -> None:
@@ -122,17 +127,17 @@ class Diary:
 
 def warm_up(ensemble: Ensemble, policy: Policy) -> None:
     """The text tower runs once for each instruction, and that would make the first decision late."""
-    entry, question = ensemble.bundle.manifest.sensor, policy.ask()
-    window = entry and SensorWindow(np.zeros((entry.form.samples, entry.form.channels), np.float32), entry.form.rate_hz)
+    form, question = ensemble.sensor, policy.ask()
+    window = form and SensorWindow(np.zeros((form.samples, form.channels), np.float32), form.rate_hz)
     image = np.zeros((240, 320, 3), np.uint8)
     ensemble.score(image, question.instruction, question.histories, sensor=window)
 
 
-def run(ensemble: Ensemble, seconds: float) -> tuple[Diary, LoopPlan, LoopReport]:
-    policy, entry = Policy(ensemble), ensemble.bundle.manifest.sensor
+def run(ensemble: Ensemble, seconds: float, recorder: Recorder | None) -> tuple[Diary, LoopPlan, LoopReport]:
+    policy = Policy(ensemble)
     warm_up(ensemble, policy)
     story = Story(seconds)
-    diary, sensor = Diary(story), None if entry is None else Sensor(story, entry.form)
+    diary, sensor = Diary(story), None if ensemble.sensor is None else Sensor(story, ensemble.sensor, recorder)
     plan = LoopPlan(
         frame_bound_ms=500,
         sensor_bound_ms=300 if sensor else None,
@@ -141,7 +146,8 @@ def run(ensemble: Ensemble, seconds: float) -> tuple[Diary, LoopPlan, LoopReport
         scoring=Rate(10, phase_ms=90),
     )
     sources = Sources(Camera(story), policy, CachedSensor(sensor.cache) if sensor else None)
-    with sensor or contextlib.nullcontext(), Loop(ensemble, sources, plan) as diary.loop:
+    observer = recorded_by(recorder) if recorder else None
+    with sensor or contextlib.nullcontext(), Loop(ensemble, sources, plan, observer=observer) as diary.loop:
         report = diary.loop.run(diary.act, seconds=seconds)
     diary.close(report)
     return diary, plan, report
@@ -164,9 +170,12 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--plots", type=Path, help="folder for loop_ages.svg and loop_rates.svg")
+    parser.add_argument("--record", type=Path, metavar="LOG", help="folder for a log")
     arguments = parser.parse_args()
-    with load(arguments.bundle) as ensemble:
-        diary, plan, report = run(ensemble, arguments.seconds)
+    with contextlib.ExitStack() as stack:
+        ensemble = stack.enter_context(load(arguments.bundle))
+        recorder = arguments.record and stack.enter_context(Recorder(arguments.record, header_of(ensemble.bundle)))
+        diary, plan, report = run(ensemble, arguments.seconds, recorder)
     print("\n".join(summary(report)))
     if arguments.plots:
         from sensor_loop_plots import draw_ages, draw_rates
