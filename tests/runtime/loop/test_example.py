@@ -23,9 +23,10 @@ class Busy:
     """An ensemble that answers after a while."""
 
     def __init__(self, form: SensorForm | None) -> None:
-        actions = SimpleNamespace(history_length=10, action_dim=7)
-        sensor = None if form is None else SimpleNamespace(form=form)
-        self.bundle = SimpleNamespace(manifest=SimpleNamespace(sensor=sensor, actions=actions))
+        self.sensor = form
+        self.bundle = SimpleNamespace(
+            manifest=SimpleNamespace(actions=SimpleNamespace(history_length=10, action_dim=7))
+        )
 
     def __enter__(self) -> Busy:
         return self
