@@ -23,7 +23,11 @@ from trunkline.calibration.evaluation import (
     wilson,
 )
 from trunkline.calibration.samples.dataset import Dataset, read_dataset
+from trunkline.calibration.samples.sample import SensorExcerpt
 from trunkline.runtime.errors import DatasetError, InputError
+from trunkline.runtime.sensor.window import SensorWindow
+
+Felt = SensorWindow | None
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def scores_by(table: dict[str, list[float]], cases: list[DecisionCase]) -> Score
     """A scorer that looks the scores up by the order of calls; members: the scores, and the scores reversed."""
     order = iter([table[case.sample] for case in cases])
 
-    def score(image: Image.Image, instruction: str, histories: Floats) -> tuple[Floats, Floats]:
+    def score(image: Image.Image, instruction: str, histories: Floats, sensor: Felt) -> tuple[Floats, Floats]:
         fused = np.float32(next(order))
         return fused, np.stack([fused, -fused])
 
@@ -126,7 +130,7 @@ def test_an_oracle_is_always_right(cases: list[DecisionCase]) -> None:
 def test_a_random_scorer_is_near_chance(dataset: Dataset) -> None:
     generator = np.random.default_rng(0)
 
-    def guess(image: Image.Image, instruction: str, histories: Floats) -> tuple[Floats, Floats]:
+    def guess(image: Image.Image, instruction: str, histories: Floats, sensor: Felt) -> tuple[Floats, Floats]:
         fused = generator.random(len(histories), np.float32)
         return fused, fused[None]
 
@@ -179,14 +183,17 @@ def test_only_scoring_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_scorer_is_given_the_case(cases: list[DecisionCase]) -> None:
     seen = []
 
-    def score(image: Image.Image, instruction: str, histories: Floats) -> tuple[Floats, Floats]:
-        seen.append((image.size, instruction, histories))
+    def score(image: Image.Image, instruction: str, histories: Floats, sensor: Felt) -> tuple[Floats, Floats]:
+        seen.append((image.size, instruction, histories, sensor))
         return np.zeros(len(histories), np.float32), np.zeros((3, len(histories)), np.float32)
 
+    window = SensorWindow(np.ones((4, 2), np.float32), 10.0)
+    cases = [dataclasses.replace(cases[0], sensor=SensorExcerpt("felt", lambda: window)), *cases[1:]]
     steps: list[tuple[str, int, int]] = []
     assert len(evaluate(cases, score, lambda *step: steps.append(step)).members) == 3
     assert [entry[1] for entry in seen] == [case.instruction for case in cases]
     assert all(entry[0] == (32, 24) and entry[2] is case.histories for entry, case in zip(seen, cases, strict=True))
+    assert [entry[3] for entry in seen] == [window] + [None] * 19
     assert steps[0] == ("decisions", 0, 20)
     assert steps[-1] == ("decisions", 20, 20)
 
@@ -200,7 +207,7 @@ def broken(tmp_path: Path) -> list[DecisionCase]:
 
 
 def test_unreadable_images_stop_it_before_anything_is_scored(tmp_path: Path) -> None:
-    def never(image: Image.Image, instruction: str, histories: Floats) -> tuple[Floats, Floats]:
+    def never(image: Image.Image, instruction: str, histories: Floats, sensor: Felt) -> tuple[Floats, Floats]:
         pytest.fail("scored although images are missing")
 
     with pytest.raises(DatasetError, match=r"(?s)cannot be read.*torn\.jpg.*gone\.jpg.*skip") as caught:
