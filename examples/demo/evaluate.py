@@ -4,6 +4,12 @@
 
 Each sample's own window competes with 19 distinct windows of other samples; top-1 is the share of samples whose
 window wins. Repeated with instructions, and then images, exchanged between samples: both must hurt.
+
+    python evaluate.py --samples 400 --seed 7 --sensor [--baseline DIR]
+
+does the same with the members that feel, and further without their sensor, with another sample's, with another's force
+or A-scan only, and with a window that repeats its last row, which leaves them every number but no course of time.
+``--baseline``: members that were trained on the same samples without a sensor (``train.py --sensor --baseline DIR``).
 """
 
 from __future__ import annotations
@@ -12,9 +18,11 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from dataset import write_dataset
 from PIL import Image
@@ -28,8 +36,17 @@ HERE = Path(__file__).resolve().parent
 POOL = 20
 
 
-def read_features(path: Path, trunk: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Patch features, token features and windows of every sample of a dataset file."""
+@dataclass(frozen=True)
+class Seen:
+    """What the members are given of every sample: patch features, token features, sensor windows or None."""
+
+    patches: Tensor
+    tokens: Tensor
+    felt: Tensor | None
+
+
+def read_samples(path: Path, trunk: Path) -> tuple[Seen, Tensor]:
+    """What is seen and felt in every sample of a dataset file, and the samples' action windows."""
     document = json.loads(path.read_text(encoding="utf-8"))
     images = path.parent / document["_metadata"]["images_folder"]
     model, preprocess, tokenizer = load(trunk)
@@ -40,13 +57,22 @@ def read_features(path: Path, trunk: Path) -> tuple[Tensor, Tensor, Tensor]:
     windows = torch.tensor([document["action_histories"][row["action_history_id"]] for row in rows])
     patches = torch.cat([features.patches(chunk) for chunk in pictures.split(64)])
     tokens = torch.cat([features.tokens(chunk) for chunk in ids.split(64)])
-    return patches, tokens, windows
+    sensor, felt = document["_metadata"].get("sensor"), None
+    if sensor is not None:
+        data = np.load(path.parent / sensor["file"])["data"]
+        felt = torch.from_numpy(data[[row["sensor_window"] for row in rows]])
+    return Seen(patches, tokens, felt), windows
 
 
-def scores(members: Sequence[ReferenceMember], patches: Tensor, tokens: Tensor, windows: Tensor) -> Tensor:
+def scores(members: Sequence[ReferenceMember], seen: Seen, windows: Tensor) -> Tensor:
     """(samples, samples): every context against every window."""
-    context = fuse([member.context(patches, tokens) for member in members])
-    return context @ fuse([member.action(windows) for member in members]).T
+    return fuse([context(member, seen) for member in members]) @ fuse([member.action(windows) for member in members]).T
+
+
+def context(member: ReferenceMember, seen: Seen) -> Tensor:
+    """(samples, E)."""
+    felt = member.feel(seen.felt)
+    return member.context(seen.patches, seen.tokens, None if felt is None else felt.expand(len(seen.patches), -1))
 
 
 def pools(count: int, seed: int = 42) -> list[list[int]]:
@@ -60,27 +86,48 @@ def top_one(table: Tensor, choices: list[list[int]]) -> float:
     return 100 * sum(wins) / len(wins)
 
 
+def variants(seen: Seen) -> Iterator[tuple[str, Seen]]:
+    """What the ensemble is given beside the truth."""
+    away = torch.arange(len(seen.patches)).roll(len(seen.patches) // 2)
+    yield "other instructions", replace(seen, tokens=seen.tokens[away])
+    yield "other images", replace(seen, patches=seen.patches[away])
+    if seen.felt is not None:
+        others, force = seen.felt[away], seen.felt[:, :, :1]
+        yield "no sensor", replace(seen, felt=None)
+        yield "other sensor", replace(seen, felt=others)
+        yield "other force", replace(seen, felt=torch.cat([others[:, :, :1], seen.felt[:, :, 1:]], dim=2))
+        yield "other A-scan", replace(seen, felt=torch.cat([force, others[:, :, 1:]], dim=2))
+        yield "last row only", replace(seen, felt=seen.felt[:, -1:].expand_as(seen.felt))
+
+
+def read_members(folder: Path) -> dict[str, ReferenceMember]:
+    return {file.stem: build_member(read_checkpoint(file).members[0]) for file in sorted(folder.glob("*.safetensors"))}
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--weights", type=Path, default=HERE, help="folder that holds trunk/ and members/")
+    parser.add_argument("--weights", type=Path, default=HERE, help="folder that holds trunk/ and members")
+    parser.add_argument("--sensor", action="store_true", help="the members that feel, on samples of a hand that does")
+    parser.add_argument("--baseline", type=Path, help="folder of members that do not, to compare with")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    files = sorted((arguments.weights / "members").glob("*.safetensors"))
-    members = [build_member(read_checkpoint(file).members[0]) for file in files]
+    members = read_members(arguments.weights / ("sensor_members" if arguments.sensor else "members"))
     with tempfile.TemporaryDirectory() as folder:
-        path = write_dataset(Path(folder), arguments.samples, arguments.seed)
-        patches, tokens, windows = read_features(path, arguments.weights / "trunk")
+        path = write_dataset(Path(folder), arguments.samples, arguments.seed, sensor=arguments.sensor)
+        seen, windows = read_samples(path, arguments.weights / "trunk")
     choices = pools(len(windows))
-    away = torch.arange(len(windows)).roll(len(windows) // 2)
-    print(f"ensemble            {top_one(scores(members, patches, tokens, windows), choices):.1f} %")
-    for file, member in zip(files, members, strict=True):
-        print(f"{file.stem} alone      {top_one(scores([member], patches, tokens, windows), choices):.1f} %")
-    print(f"other instructions  {top_one(scores(members, patches, tokens[away], windows), choices):.1f} %")
-    print(f"other images        {top_one(scores(members, patches[away], tokens, windows), choices):.1f} %")
-    print(f"chance              {100 / POOL:.1f} %")
+    print(f"{'ensemble':19} {top_one(scores([*members.values()], seen, windows), choices):.1f} %")
+    for name, member in members.items():
+        print(f"{name + ' alone':19} {top_one(scores([member], seen, windows), choices):.1f} %")
+    for name, given in variants(seen):
+        print(f"{name:19} {top_one(scores([*members.values()], given, windows), choices):.1f} %")
+    if arguments.baseline is not None:
+        baseline = read_members(arguments.baseline).values()
+        print(f"{'baseline':19} {top_one(scores([*baseline], seen, windows), choices):.1f} %")
+    print(f"{'chance':19} {100 / POOL:.1f} %")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python examples/demo/run.py [--samples 1000] [--pytorch 200] [--out build/demo]
 
-Every step is an ordinary command and is shown before it runs.
+Every step is an ordinary command and is shown before it runs. The last ones repeat the path with an ensemble that feels
+as well, and decide with and without its sensor.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000, help="held-out decisions, float32 against int8")
     parser.add_argument("--pytorch", type=int, default=200, help="how many of them are taken in PyTorch as well")
+    parser.add_argument("--sensor", type=int, default=400, help="held-out decisions of the ensemble with a sensor")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -58,7 +60,7 @@ def main() -> None:
         *[*generate, data, "--samples", arguments.samples, "--seed", 7],
     )
     step("others, to calibrate int8 with", *generate, seen, "--samples", 400, "--seed", 11)
-    step("three late epochs of one run become one file", COMMAND, "merge", *members(), "-o", ensemble)
+    step("three late epochs of one run become one file", COMMAND, "merge", *members("members"), "-o", ensemble)
     step("is anything wrong with it?", COMMAND, "doctor", ensemble)
     step("trunk and heads become one bundle", COMMAND, "export", ensemble, "-o", float32, "--overwrite", "--no-report")
     step("does it score as PyTorch does, on fresh input?", COMMAND, "verify", float32, "--against", ensemble)
@@ -80,11 +82,33 @@ def main() -> None:
     step("how long does a call take here?", COMMAND, "bench", int8, "-n", 50)
     sizes = [sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) for bundle in (float32, int8)]
     print(f"\n{float32}: {sizes[0] / 1e6:.2f} MB\n{int8}: {sizes[1] / 1e6:.2f} MB, {sizes[1] / sizes[0]:.3f} of it")
-    print(f"Done in {time.monotonic() - started:.0f} s. {int8}.html shows what int8 cost.")
+    with_sensor(out / "sensor", arguments.sensor)
+    print(f"\nDone in {time.monotonic() - started:.0f} s. {int8}.html shows what int8 cost.")
 
 
-def members() -> list[Path]:
-    return sorted((HERE / "members").glob("*.safetensors"))
+def with_sensor(out: Path, samples: int) -> None:
+    """The same for members that feel, more briefly."""
+    data, seen, ensemble = out / "data", out / "calibration", out / "ensemble.safetensors"
+    float32, int8 = out / "float32", out / "int8"
+    generate = [sys.executable, HERE / "dataset.py", "--sensor", "--out"]
+    step(
+        "held-out episodes of a hand that feels: contact force and A-scan",
+        *[*generate, data, "--samples", samples, "--seed", 7],
+    )
+    step("others, to calibrate int8 with", *generate, seen, "--samples", 300, "--seed", 11)
+    step("three late epochs with a sensor", COMMAND, "merge", *members("sensor_members"), "-o", ensemble)
+    step("does the sensor reach the scores?", COMMAND, "doctor", ensemble)
+    step("one bundle, with a sensor stage", COMMAND, "export", ensemble, "-o", float32, "--overwrite", "--no-report")
+    step("as PyTorch, on fresh input?", COMMAND, "verify", float32, "--against", ensemble)
+    quantise = ["--precision", "int8", "--calibrate", seen / "dataset.json", "--backend", "onnxruntime"]
+    step("in int8, within a budget", COMMAND, "export", ensemble, "-o", int8, "--overwrite", *quantise)
+    held_out = ["--dataset", data / "dataset.json", "--samples", samples]
+    step("decisions with the sensor, float32 and int8", COMMAND, "eval", int8, *held_out, "--beside", float32)
+    step("the same decisions without it", COMMAND, "eval", float32, *held_out, "--without-sensor")
+
+
+def members(folder: str) -> list[Path]:
+    return sorted((HERE / folder).glob("*.safetensors"))
 
 
 if __name__ == "__main__":

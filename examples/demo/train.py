@@ -1,4 +1,4 @@
-"""Trains the demo's trunk and its three members. One CPU core, about 25 minutes.
+"""Trains the demo's trunk and its members. One CPU core, about 25 minutes for each command.
 
     python train.py
 
@@ -7,6 +7,13 @@
    grounding loss that tells text tokens where in the image the thing they name is. Without the second a trunk needs
    far more pictures. Only the token features are trained; the pooled embeddings of the open_clip model are not used.
 3. Freezes the trunk, trains a fresh head on stored features, and keeps three late epochs of that one run.
+
+    python train.py --sensor
+
+trains three late epochs of smaller heads that feel as well, on the trunk already there, and writes
+``sensor_members/``. In some samples the sensor is taken away, and a learned vector stands for what it would have said.
+A second loss asks the features for slant and firmness of what is held. Without it a run may overlook one of the two.
+``--baseline DIR`` trains the same heads without their sensor side on the same samples, to compare with.
 
 Training episodes come from the "train" split of the world; see :func:`world.episode_rng`.
 """
@@ -18,23 +25,23 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
 from dataset import Sample, samples
+from losses import grounding_loss, held_inside, info_nce, token_roles
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from touch import FORM
 from trunk import (
     CONTEXT_LENGTH,
-    EOS,
     GRID,
     IMAGE_SIZE,
-    PAD,
     PATCHES,
     WIDTH,
     Features,
@@ -45,12 +52,7 @@ from trunk import (
 from trunk import load as load_trunk
 from world import (
     ACTION_DIM,
-    COLOURS,
-    GOALS,
-    IMAGE_HEIGHT,
-    IMAGE_WIDTH,
     PADDING_VALUE,
-    SHAPES,
     WINDOW,
     all_instructions,
     instruction,
@@ -58,7 +60,14 @@ from world import (
     render,
 )
 
-from trunkline.exporter.checkpoint.members import ALL_COMPONENTS, Checkpoint, HeadShape, Member, Settings
+from trunkline.exporter.checkpoint.members import (
+    ALL_COMPONENTS,
+    Checkpoint,
+    HeadShape,
+    Member,
+    SensorShape,
+    Settings,
+)
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.reference import ReferenceMember
 
@@ -66,7 +75,7 @@ HERE = Path(__file__).resolve().parent
 BACKBONE = "local-dir:examples/demo/trunk"
 SEED = 1
 FRAMES_PER_EPISODE = 4
-KEPT_EPOCHS = 3
+EPOCHS, SENSOR_EPOCHS, KEPT_EPOCHS = 14, 28, 3
 SHAPE = HeadShape(
     trunk_width=WIDTH,
     patches=PATCHES,
@@ -80,18 +89,30 @@ SHAPE = HeadShape(
     action_dim=ACTION_DIM,
     heads=8,
 )
-SETTINGS = Settings(heads=SHAPE.heads, history_length=WINDOW, action_dim=ACTION_DIM, padding_value=PADDING_VALUE)
+SENSOR = SensorShape(
+    channels=FORM.channels,
+    conv=(32, 48, 64, 64),
+    layers=1,
+    feedforward=128,
+    projection=64,
+    features=64,
+    fusion="concat",
+    absent=True,
+)
+SENSOR_SHAPE = replace(SHAPE, pool_width=48, pool_layers=2, encoder_layers=2, sensor=SENSOR, sensor_heads=4)
+DROPPED = 0.15  # share of samples whose sensor is taken away in training
 STEP_GAIN = 20.0  # actions are centimetres written in metres; the step encoder starts with weights to match
-TARGET, GOAL, HAND = 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Data:
-    """Training samples, pictures and windows side by side, and every sentence with its token ids."""
+    """Training samples; their pictures, windows and what was felt side by side; every sentence with its token ids."""
 
     samples: list[Sample]
     images: Tensor
     windows: Tensor
+    felt: Tensor | None
+    inside: Tensor
     places: Tensor
     ids: Tensor
     row_of: dict[str, int]
@@ -114,9 +135,9 @@ def log(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def collect(count: int, folder: Path, cache: Path | None) -> Data:
+def collect(count: int, folder: Path, cache: Path | None, *, sensor: bool) -> Data:
     """``count`` training samples with their pictures and every sentence's tokens."""
-    chosen = list(samples("train", SEED, count, FRAMES_PER_EPISODE))
+    chosen = list(samples("train", SEED, count, FRAMES_PER_EPISODE, sensor=sensor))
     if cache is not None and cache.is_file():
         images = torch.from_numpy(np.load(cache))
     else:
@@ -124,10 +145,12 @@ def collect(count: int, folder: Path, cache: Path | None) -> Data:
         if cache is not None:
             np.save(cache, images.numpy())
     windows = torch.tensor(np.array([sample.window for sample in chosen]), dtype=torch.float32)
+    felt = torch.from_numpy(np.stack([sample.felt for sample in chosen])) if sensor else None
+    inside = torch.tensor([held_inside(sample) for sample in chosen])
     places = torch.tensor(np.array([landmarks(sample.scene, sample.task) for sample in chosen]), dtype=torch.float32)
     sentences = sorted(set(all_instructions()))
     row_of = {sentence: row for row, sentence in enumerate(sentences)}
-    return Data(chosen, images, windows, places, tokenize_all(folder, sentences), row_of)
+    return Data(chosen, images, windows, felt, inside, places, tokenize_all(folder, sentences), row_of)
 
 
 def pictures(chosen: Sequence[Sample]) -> Tensor:
@@ -141,57 +164,11 @@ def pictures(chosen: Sequence[Sample]) -> Tensor:
     return images
 
 
-# ---- losses ----------------------------------------------------------------------------------------------------
-
-
-def token_roles(folder: Path) -> Tensor:
-    """Vocabulary row -> what the token names: the object, the goal, the hand (end and padding), or nothing."""
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}").tokenizer
-    roles = torch.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=torch.long)
-    nouns = [*COLOURS, *(noun for wordings in SHAPES.values() for noun in wordings)]
-    for role, words in ((TARGET, nouns), (GOAL, GOALS)):
-        for word in words:
-            (row,) = tokenizer(word, add_special_tokens=False).input_ids
-            roles[row] = role
-    roles[tokenizer.convert_tokens_to_ids([EOS, PAD])] = HAND
-    return roles
-
-
-def place_maps(places: Tensor) -> Tensor:
-    """(B, 3, 2) camera pixels -> (B, 3, P) weights that sum to one, a soft spot round each place."""
-    scale = torch.tensor([GRID / IMAGE_WIDTH, GRID / IMAGE_HEIGHT])
-    at = (places * scale - 0.5).clamp(0, GRID - 1)
-    axis = torch.arange(GRID, dtype=torch.float32)
-    across = (-((axis - at[..., :1]) ** 2)).exp()
-    down = (-((axis - at[..., 1:]) ** 2)).exp()
-    spots = (down.unsqueeze(-1) * across.unsqueeze(-2)).flatten(-2)
-    return spots / spots.sum(-1, keepdim=True)
-
-
-def grounding_loss(head: ReferenceMember, patches: Tensor, tokens: Tensor, roles: Tensor, places: Tensor) -> Tensor:
-    """Cross-entropy between where a token looks and where the thing it names is."""
-    temperature = head.text_aware_visual_extraction.temperature.clamp(0, 100)
-    looks = torch.log_softmax(tokens @ patches.transpose(1, 2) / temperature, dim=-1)
-    maps = place_maps(places)
-    total = looks.new_zeros(())
-    for role in (TARGET, GOAL, HAND):
-        mask = (roles == role).float()
-        cross = -(looks * maps[:, role - 1].unsqueeze(1)).sum(-1)
-        total = total + (cross * mask).sum() / mask.sum()
-    return total / 3
-
-
-def info_nce(context: Tensor, action: Tensor, scale: Tensor) -> Tensor:
-    logits = scale.clamp(max=math.log(100)).exp() * context @ action.T
-    labels = torch.arange(len(logits))
-    return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
-
-
 # ---- training --------------------------------------------------------------------------------------------------
 
 
-def new_head() -> ReferenceMember:
-    head = ReferenceMember(SHAPE, PADDING_VALUE)
+def new_head(shape: HeadShape = SHAPE) -> ReferenceMember:
+    head = ReferenceMember(shape, PADDING_VALUE, FORM)
     with torch.no_grad():
         head.single_step_action_encoder.weight.mul_(STEP_GAIN)
     return head.train()
@@ -296,11 +273,14 @@ def freeze(model: nn.Module, data: Data) -> Frozen:
     return Frozen(patches.clone(), tokens.clone())
 
 
-def train_members(data: Data, frozen: Frozen, epochs: int, batch: int, rate: float) -> dict[int, ReferenceMember]:
+def train_members(
+    data: Data, frozen: Frozen, shape: HeadShape, *, epochs: int, batch: int, rate: float = 1e-3
+) -> dict[int, ReferenceMember]:
     """One run with a fresh head; returns its last epochs by number."""
-    head = new_head()
+    head = new_head(shape)
+    probe = nn.Identity() if shape.sensor is None else nn.Linear(shape.sensor.features, 2)
     scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-    adam = optimiser(iter([*head.parameters(), scale]), rate)
+    adam = optimiser(iter([*head.parameters(), *probe.parameters(), scale]), rate)
     rng = np.random.default_rng([6, SEED])
     order = endless(len(data.samples), batch, SEED + 1)
     per_epoch = len(data.samples) // batch
@@ -311,7 +291,9 @@ def train_members(data: Data, frozen: Frozen, epochs: int, batch: int, rate: flo
             set_rate(adam, rate, (epoch - 1) * per_epoch + number, epochs * per_epoch, floor=0.1)
             picked = next(order)
             tokens = frozen.tokens[data.sentence_rows(picked, rng)]
-            loss = info_nce(head.context(frozen.patches[picked], tokens), head.action(data.windows[picked]), scale)
+            felt, missed = feel(head, probe, data, picked)
+            context = head.context(frozen.patches[picked], tokens, felt)
+            loss = info_nce(context, head.action(data.windows[picked]), scale) + missed
             adam.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -319,9 +301,19 @@ def train_members(data: Data, frozen: Frozen, epochs: int, batch: int, rate: flo
             losses.append(loss.item())
         log(f"members {epoch}/{epochs}: loss {np.mean(losses):.3f} scale {scale.exp().item():.1f}")
         if epoch > epochs - KEPT_EPOCHS:
-            kept[epoch] = ReferenceMember(SHAPE, PADDING_VALUE)
+            kept[epoch] = new_head(shape)
             kept[epoch].load_state_dict(head.state_dict())
     return kept
+
+
+def feel(head: ReferenceMember, probe: nn.Module, data: Data, picked: Tensor) -> tuple[Tensor | None, Tensor]:
+    """(B, S) sensor features, in some rows the learned vector that stands for none; how badly they tell the inside."""
+    if head.shape.sensor is None or data.felt is None:
+        return None, torch.zeros(())
+    features = head.sensor_encoder(data.felt[picked])
+    missed = functional.mse_loss(probe(features), data.inside[picked])
+    dropped = torch.rand(len(picked), 1) < DROPPED
+    return torch.where(dropped, head.sensor_encoder.absent, features), missed
 
 
 # ---- files -----------------------------------------------------------------------------------------------------
@@ -338,35 +330,56 @@ def save_member(head: ReferenceMember, epoch: int, folder: Path) -> None:
     name = f"epoch_{epoch:02d}"
     parts = head.components()
     components = {part: parts[part] for part in ALL_COMPONENTS if part in parts}
-    member = Member(name, f"{name}.safetensors", components, SETTINGS, SHAPE)
+    member = Member(name, f"{name}.safetensors", components, settings(head.shape), head.shape)
     write_checkpoint(Checkpoint("trunkline", (member,), BACKBONE), folder / f"{name}.safetensors")
+
+
+def settings(shape: HeadShape) -> Settings:
+    stated = Settings(heads=shape.heads, history_length=WINDOW, action_dim=ACTION_DIM, padding_value=PADDING_VALUE)
+    return stated if shape.sensor is None else replace(stated, sensor=FORM, sensor_heads=shape.sensor_heads)
+
+
+def runs(arguments: argparse.Namespace) -> Iterator[tuple[HeadShape, int, Path]]:
+    """Sizes of the heads of each run, its epochs, and the folder of its members."""
+    if not arguments.sensor:
+        yield SHAPE, arguments.epochs or EPOCHS, arguments.out / "members"
+        return
+    epochs = arguments.epochs or SENSOR_EPOCHS
+    yield SENSOR_SHAPE, epochs, arguments.out / "sensor_members"
+    if arguments.baseline is not None:
+        yield replace(SENSOR_SHAPE, sensor=None), epochs, arguments.baseline
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE, help="folder that receives trunk/ and members/")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder that holds trunk/ and receives members")
     parser.add_argument("--samples", type=int, default=12000)
     parser.add_argument("--trunk-steps", type=int, default=800)
-    parser.add_argument("--epochs", type=int, default=14, help="of the members' run")
+    parser.add_argument("--epochs", type=int, help="of the members' run")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--cache", type=Path, help="a .npy file that keeps the rendered images between runs")
     parser.add_argument("--reuse-trunk", action="store_true", help="train members only, on the trunk already there")
+    parser.add_argument("--sensor", action="store_true", help="train members that feel, on the trunk already there")
+    parser.add_argument("--baseline", type=Path, help="with --sensor: folder for members of the same run without it")
     arguments = parser.parse_args()
+    arguments.reuse_trunk |= arguments.sensor
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     start = time.monotonic()
     folder = arguments.out / "trunk"
     if not arguments.reuse_trunk:
         create_folder(folder, sorted(set(all_instructions())))
-    data = collect(arguments.samples, folder, arguments.cache)
+    data = collect(arguments.samples, folder, arguments.cache, sensor=arguments.sensor)
     log(f"{len(data.samples)} samples after {time.monotonic() - start:.0f} s; {CONTEXT_LENGTH} tokens a sentence")
     if not arguments.reuse_trunk:
         save_trunk(train_trunk(data, folder, arguments.trunk_steps, arguments.batch, 1e-3), folder)
         log(f"trunk after {time.monotonic() - start:.0f} s")
     frozen = freeze(load_trunk(folder)[0], data)
-    for epoch, head in train_members(data, frozen, arguments.epochs, 2 * arguments.batch, 1e-3).items():
-        save_member(head, epoch, arguments.out / "members")
-    log(f"done after {time.monotonic() - start:.0f} s")
+    for shape, epochs, members in runs(arguments):
+        kept = train_members(data, frozen, shape, epochs=epochs, batch=2 * arguments.batch)
+        for epoch, head in kept.items():
+            save_member(head, epoch, members)
+        log(f"{members} after {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

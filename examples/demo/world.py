@@ -61,6 +61,7 @@ TABLE_X, TABLE_Y = 0.21, (0.03, 0.27)
 SIDE_X = 0.20
 HOVER, CARRY, GRASP = 0.09, 0.12, 0.02
 ARRIVED = 0.008
+TILT_STEPS = 20
 RELEASE: dict[Goal, float] = {"bowl": 0.055, "plate": 0.035, "left": GRASP, "right": GRASP}
 SPLIT_CODE: dict[Split, int] = {"train": 0, "held-out": 1}
 
@@ -104,6 +105,17 @@ class Task:
 
     target: int
     goal: Goal
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """How far (rad) the expert rolls and pitches what it holds."""
+
+    roll: float = 0.0
+    pitch: float = 0.0
+
+
+LEVEL = Tilt()
 
 
 @dataclass(frozen=True)
@@ -180,8 +192,8 @@ def all_instructions() -> Iterator[str]:
 # ---- expert ----------------------------------------------------------------------------------------------------
 
 
-def roll_out(scene: Scene, task: Task, rng: np.random.Generator) -> Episode:
-    """Reach, grasp, lift, carry, lower, release, retreat."""
+def roll_out(scene: Scene, task: Task, rng: np.random.Generator, tilt: Tilt = LEVEL) -> Episode:
+    """Reach, grasp, lift, carry, lower, release, retreat. What is held is tilted on its way."""
     thing = scene.things[task.target]
     goal = goal_position(scene, task)
     yaw = thing.yaw if thing.shape == "block" else 0.0
@@ -197,10 +209,14 @@ def roll_out(scene: Scene, task: Task, rng: np.random.Generator) -> Episode:
     )
     scenes: list[Scene] = []
     actions: list[Floats] = []
+    tilted = np.zeros(2)
     for waypoint, grip in legs:
         waited = 0
+        wanted = tilt if waypoint is not None and grip < 0.5 else LEVEL
         while (move := next_move(scene, waypoint, waited)) is not None:
-            action = noisy_action(scene, move, yaw, grip, rng)
+            turned = next_tilt(tilted, wanted, tilt)
+            tilted = tilted + turned
+            action = noisy_action(scene, np.concatenate([move, turned]), yaw, grip, rng)
             scenes.append(scene)
             actions.append(action)
             scene = step(scene, action, task)
@@ -217,14 +233,21 @@ def next_move(scene: Scene, waypoint: Floats | None, waited: int) -> Floats | No
     return None if distance < ARRIVED else way * min(1.0, min(0.032, 0.45 * distance + 0.006) / distance)
 
 
+def next_tilt(tilted: Floats, wanted: Tilt, full: Tilt) -> Floats:
+    """(2,) roll and pitch of one step, at rates that need the same number of steps however far the full tilt is."""
+    rate = np.abs([full.roll, full.pitch]) / TILT_STEPS
+    return np.clip(np.array([wanted.roll, wanted.pitch]) - tilted, -rate, rate)
+
+
 def hand_position(scene: Scene) -> Floats:
     return np.array([scene.gripper.x, scene.gripper.y, scene.gripper.z])
 
 
 def noisy_action(scene: Scene, move: Floats, yaw: float, grip: float, rng: np.random.Generator) -> Floats:
+    """``move``: (5,) way, roll and pitch."""
     turn = float(np.clip(0.35 * (yaw - scene.gripper.yaw), -0.12, 0.12))
     noise = rng.normal(0.0, [0.0012, 0.0012, 0.0012, 0.004, 0.004, 0.004])
-    return np.round(np.concatenate([np.concatenate([move, [0.0, 0.0, turn]]) + noise, [grip]]), 6)
+    return np.round(np.concatenate([np.concatenate([move, [turn]]) + noise, [grip]]), 6)
 
 
 def step(scene: Scene, action: Floats, task: Task) -> Scene:
