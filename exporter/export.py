@@ -6,11 +6,8 @@ given its name. Whatever goes wrong before that leaves nothing that looks like a
 
 from __future__ import annotations
 
-import contextlib
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +36,7 @@ from trunkline.exporter.trunk import Trunk, load_trunk
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.ensemble import load
 from trunkline.runtime.errors import ExportError, TrunkError
-from trunkline.runtime.files import sync_tree
+from trunkline.runtime.files import becoming
 from trunkline.runtime.manifest import (
     FORMAT,
     MANIFEST_NAME,
@@ -154,7 +151,7 @@ def build(
     require_fit(checkpoint, trunk, progress)
     instructions = _bakeable(options.bake, trunk) if options.bake is not None else None
     try:
-        with _becoming(output, options.overwrite) as folder:
+        with becoming(output, overwrite=options.overwrite) as folder:
             draft = _draft(checkpoint, trunk, instructions, progress)
             drawn = None if options.int8 is None else draw(options.int8, draft, trunk, progress)
             reference = PyTorchEnsemble(trunk, checkpoint)
@@ -216,30 +213,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
             found="a bundle" if replaceable else "something that is not a bundle",
             fix="pass --overwrite to replace the bundle" if replaceable else "choose another path",
         )
-
-
-@contextlib.contextmanager
-def _becoming(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden sibling directory that becomes ``output`` when the block ends without an error."""
-    output = Path(output).absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        sync_tree(folder)
-        if overwrite and output.exists():
-            with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".old", dir=output.parent) as aside:
-                replaced = output.rename(Path(aside) / output.name)
-                try:
-                    folder.rename(output)
-                except BaseException:
-                    replaced.rename(output)
-                    raise
-        else:
-            folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 import unicodedata
@@ -222,3 +223,30 @@ def sync_tree(root: Path) -> None:
     """Flushes every file and directory below ``root`` to the disk."""
     for path in [*sorted(root.rglob("*")), root]:
         _sync(path)
+
+
+@contextlib.contextmanager
+def becoming(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A hidden sibling directory that becomes ``output`` when the block ends without an error, and vanishes otherwise.
+
+    It is flushed to the disk first. With ``overwrite``, a directory of that name is replaced.
+    """
+    output = Path(output).absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        sync_tree(folder)
+        if overwrite and output.exists():
+            with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".old", dir=output.parent) as aside:
+                replaced = output.rename(Path(aside) / output.name)
+                try:
+                    folder.rename(output)
+                except BaseException:
+                    replaced.rename(output)
+                    raise
+        else:
+            folder.rename(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

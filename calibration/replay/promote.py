@@ -17,13 +17,10 @@ next new frame. A decision that repeats another in everything is left out.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +32,7 @@ from trunkline.calibration.replay.again import DROPPED_MEANWHILE, newest
 from trunkline.calibration.replay.window_file import WindowFile
 from trunkline.calibration.samples.dataset import MAX_FILE_BYTES
 from trunkline.runtime.errors import ReplayError
-from trunkline.runtime.files import sync_tree
+from trunkline.runtime.files import becoming
 from trunkline.runtime.progress import Progress, silent
 from trunkline.runtime.replay.index import Inputs, LogIndex, RecordedDecision
 from trunkline.runtime.replay.payloads import Header, encoded
@@ -121,7 +118,7 @@ def promote(
     header = index.headers[max(index.headers)]
     numbers = newest(index.decisions, limit)
     try:
-        with _becoming(output) as folder, _Draft(folder, header, rule or EpisodeRule()) as draft:
+        with becoming(output) as folder, _Draft(folder, header, rule or EpisodeRule()) as draft:
             for done, number in enumerate(numbers):
                 progress("writing samples", done, len(numbers))
                 draft.add(index, number)
@@ -135,20 +132,6 @@ def promote(
         ) from error
     progress("writing samples", len(numbers), len(numbers))
     return draft.promotion(output / DATASET_NAME)
-
-
-@contextlib.contextmanager
-def _becoming(output: Path) -> Iterator[Path]:
-    """A hidden sibling that becomes ``output`` when the block ends without an error, and vanishes otherwise."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        sync_tree(folder)
-        folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
