@@ -37,10 +37,10 @@ def content(text: bytes) -> Any:
 
 def refuse(text: bytes | dict[str, Any], match: str) -> BundleError:
     encoded = text if isinstance(text, bytes) else json.dumps(text).encode()
-    started = time.monotonic()
+    started = time.process_time()  # of this process alone: others may keep the machine busy
     with pytest.raises(BundleError, match=match) as caught:
         read_manifest(encoded, "here/manifest.json")
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert "here/manifest.json" in str(caught.value)
     assert len(str(caught.value)) < 20_000
     return caught.value
