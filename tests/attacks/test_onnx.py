@@ -57,10 +57,10 @@ def check(graph: bytes | onnx.ModelProto, opset: int = 23, weights: str | None =
 
 
 def refuse(graph: bytes | onnx.ModelProto, match: str, **options: Any) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(BundleError, match=f"graph is refused(.|\n)*{match}") as caught:
         check(graph, **options)
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert "here/cpu.onnx" in str(caught.value)
     assert len(str(caught.value)) < 10_000
 

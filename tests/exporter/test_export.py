@@ -312,9 +312,12 @@ def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+SYNC = "trunkline.runtime.files.sync_tree"
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("step", ["write_golden", "_measure", "sync_tree"])
+@pytest.mark.parametrize("step", [f"{module.__name__}.write_golden", f"{module.__name__}._measure", SYNC])
 @pytest.mark.parametrize(("failure", "error"), [(interrupted, KeyboardInterrupt), (full, ExportError)])
 def test_an_export_that_stops_half_way_leaves_nothing(
     tmp_path: Path,
@@ -330,7 +333,7 @@ def test_an_export_that_stops_half_way_leaves_nothing(
     if overwrite:
         output.mkdir()
         (output / "manifest.json").write_text("old")
-    monkeypatch.setattr(module, step, failure)
+    monkeypatch.setattr(step, failure)
     with pytest.raises(error, match="No space left" if failure is full else None):
         build(checkpoint, trunk, output, options=ExportOptions(overwrite=overwrite))
     assert left_in(tmp_path) == (["bundle"] if overwrite else [])

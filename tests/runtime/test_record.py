@@ -157,10 +157,10 @@ def test_anything_is_read_or_refused(text: str) -> None:
     ids=["escaped quotes", "quotes", "brackets", "backslashes", "broken escapes", "digits"],
 )
 def test_time_is_linear(text: bytes) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RecordError):
         parse(text)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_nothing_that_is_not_json_is_written() -> None:
