@@ -88,7 +88,7 @@ class Ways:
 def measure(folder: Path) -> list[str]:
     member = random_member(replace(SMALL, sensor=PUBLISHED), form=FORM)
     rows = []
-    for backend in names():
+    for backend in names("cpu"):
         if (missing := named(backend).available()) is not None:
             rows.append(f"| {backend} | {missing.reason} |" + " |" * 8)
             continue

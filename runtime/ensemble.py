@@ -20,7 +20,7 @@ from trunkline.runtime.backends import Backend, Session, StageFiles, choose
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BackendError, BundleError, ClosedError, InputError, SensorError
 from trunkline.runtime.features import FrameFeatures, SensorFeatures
-from trunkline.runtime.graph import CacheLimits, ContentNames, Source, StageCounts, StageGraph
+from trunkline.runtime.graph import CacheLimits, ContentNames, Source, StageCounts, StageGraph, on_host
 from trunkline.runtime.image import to_pixels
 from trunkline.runtime.instructions import InstructionSources, as_list, group_instructions
 from trunkline.runtime.manifest import Variant
@@ -226,7 +226,7 @@ class Ensemble:
         """
         self._require_open()
         sources = self._image_source(image)
-        (patches,) = self._graph.evaluate(("patches",), sources)
+        (patches,) = self._graph.evaluate_resident(("patches",), sources)
         return FrameFeatures(patches, self._graph.keys("patches", sources), self.bundle.digest)
 
     def encode_sensor(self, window: SensorWindow) -> SensorFeatures:
@@ -243,7 +243,7 @@ class Ensemble:
         if window is None:
             raise SensorError("there is no sensor window to encode", fix="pass sensor=None to score() instead")
         sources = self._sensor.of(window)
-        (features,) = self._graph.evaluate(("sensor",), sources)
+        (features,) = self._graph.evaluate_resident(("sensor",), sources)
         return SensorFeatures(features, self._graph.keys("sensor", sources), self.bundle.digest, window.end_ns)
 
     @property
@@ -283,7 +283,7 @@ class Ensemble:
             TrunklineError: as :meth:`score`.
         """
         sources = self._instructions.of(instructions)
-        fed = {name: source.load(range(len(source.keys))) for name, source in sources.items()}
+        fed = {name: on_host(source.load(range(len(source.keys)))) for name, source in sources.items()}
         windows = candidates.prepare(histories, self._actions)
         return {**fed, **self._sensor.inputs(sensor), "pixels": self.pixels(image)[None], "history": windows}
 
@@ -413,7 +413,7 @@ def load(
 
     Args:
         path: the directory that ``trunkline export`` wrote.
-        backend: name of a back end; by default the fastest that is installed.
+        backend: name of a back end; by default the fastest that is installed and runs a variant that the bundle holds.
         threads: cores to use; by default all physical ones.
         cache: bounds of each stage's cache.
         recheck: hash every file, also those unchanged since they were last hashed here.
@@ -422,9 +422,11 @@ def load(
     Raises:
         BundleError: the bundle is malformed.
         IntegrityError: it is not what its manifest says.
-        BackendError: no back end is installed, or it refuses a stage.
+        BackendError: no back end is installed, the bundle holds no variant that it runs, or it refuses a stage.
     """
-    chosen = choose(backend)
-    ensemble = Ensemble(Bundle(path, recheck=recheck, progress=progress), chosen, cache, threads=threads)
+    if backend is not None:
+        choose(backend)  # hashing gigabytes first would only delay the answer
+    bundle = Bundle(path, recheck=recheck, progress=progress)
+    ensemble = Ensemble(bundle, choose(backend, bundle.manifest.variants), cache, threads=threads)
     ensemble.open_stages()
     return ensemble

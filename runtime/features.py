@@ -7,28 +7,33 @@ Passing features to :meth:`Ensemble.score` gives exactly what passing the frame 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.runtime.errors import InputError
-from trunkline.runtime.graph import Keys, Source
+from trunkline.runtime.graph import Keys, Source, Value, on_host
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A stage's output for one input, read-only float32.
+    """A stage's output for one input. It keeps the memory that it is in, which may be that of a GPU.
 
     Attributes:
-        values: (1, P, D) patches of a frame, or (J, 1, S) features of a sensor window.
+        output: where it was computed.
         keys: what the output was computed from, for the executor.
         bundle: digest of the bundle that computed it.
     """
 
-    values: NDArray[np.float32]
+    output: Value = field(repr=False)
     keys: Keys = field(repr=False)
     bundle: str = field(repr=False)
+
+    @cached_property
+    def values(self) -> NDArray[np.float32]:
+        """(1, P, D) patches of a frame, or (J, 1, S) features of a sensor window: read-only float32, on the host."""
+        return on_host(self.output)
 
     def source(self, bundle: str) -> Source:
         """The features as a source of the graph.
@@ -43,8 +48,7 @@ class Features:
                 found=self.bundle[:12],
                 fix="encode frames and windows with the ensemble that scores",
             )
-        values: NDArray[Any] = self.values
-        return Source(self.keys, lambda wanted: values)
+        return Source(self.keys, lambda wanted: self.output)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,9 @@ Evaluation pulls: parts that are known are taken from the cache, and only for th
 That one rule gives a text tower that runs once per instruction and a vision tower that runs once per frame, however
 many rephrasings and candidates are scored.
 
+Outputs stay where they were computed if the back end can leave them there, and are copied to the host only for who asks
+from outside, or where parts are cut apart or put together: what a frame gives is one part, so it never is.
+
 Threads: any number may evaluate at once. One lock guards each cache for the moment of a look-up; another is held
 while a stage runs, so it never runs twice at the same time, and threads that want the same parts compute them once.
 """
@@ -22,17 +25,28 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.runtime.backends import Session
+from trunkline.runtime.backends import Resident, Session
 from trunkline.runtime.errors import BackendError
 from trunkline.runtime.manifest import Stage, TensorSpec
 
 Array = NDArray[Any]
+#: A stage's output: read-only, on the host or where it was computed.
+Value = Array | Resident
 Keys = tuple[Hashable, ...]
+
+
+def on_host(value: Value) -> Array:
+    """The value as a read-only array; a copy of one that stays elsewhere."""
+    if isinstance(value, np.ndarray):
+        return value
+    array = value.numpy()
+    array.setflags(write=False)
+    return array
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Source:
     """Parts from outside the graph: their keys, and how to get the parts of some indices when they are needed."""
 
     keys: Keys
-    load: Callable[[Sequence[int]], Array]
+    load: Callable[[Sequence[int]], Value]
 
 
 @dataclass
@@ -66,11 +80,11 @@ class PartCache:
 
     def __init__(self, limits: CacheLimits) -> None:
         self._limits = limits
-        self._parts: OrderedDict[Hashable, Array] = OrderedDict()
+        self._parts: OrderedDict[Hashable, Value] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, keys: Iterable[Hashable]) -> list[Array | None]:
+    def get(self, keys: Iterable[Hashable]) -> list[Value | None]:
         with self._lock:
             found = []
             for key in keys:
@@ -80,7 +94,7 @@ class PartCache:
                 found.append(part)
             return found
 
-    def put(self, keys: Iterable[Hashable], parts: Iterable[Array]) -> None:
+    def put(self, keys: Iterable[Hashable], parts: Iterable[Value]) -> None:
         with self._lock:
             for key, part in zip(keys, parts, strict=True):
                 if key in self._parts:
@@ -169,16 +183,19 @@ class Node:
     def output(self) -> TensorSpec:
         return self.stage.outputs[0]
 
-    def split(self, result: Array, count: int) -> list[Array]:
+    def split(self, result: Value, count: int) -> list[Value]:
         """An output cut into equal parts, each with memory of its own: a view would keep the whole output alive."""
         if count == 1:
             return [result]
-        before, rows = (slice(None),) * self.axis, result.shape[self.axis] // count
-        return [result[(*before, slice(part * rows, (part + 1) * rows))].copy() for part in range(count)]
+        whole, before, rows = on_host(result), (slice(None),) * self.axis, result.shape[self.axis] // count
+        parts = [whole[(*before, slice(part * rows, (part + 1) * rows))].copy() for part in range(count)]
+        for part in parts:
+            part.setflags(write=False)
+        return list(parts)
 
-    def join(self, parts: list[Array]) -> Array:
+    def join(self, parts: list[Value]) -> Value:
         """The output that consists of these parts."""
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
+        return parts[0] if len(parts) == 1 else np.concatenate([on_host(part) for part in parts], axis=self.axis)
 
 
 def varying_axis(tensor: TensorSpec) -> int:
@@ -220,6 +237,10 @@ class StageGraph:
         Raises:
             BackendError: a stage failed, or returned a wrong shape.
         """
+        return [on_host(value) for value in self.evaluate_resident(tensors, sources)]
+
+    def evaluate_resident(self, tensors: Sequence[str], sources: Mapping[str, Source]) -> list[Value]:
+        """As :meth:`evaluate`, left where it was computed: for who will give it back as a source."""
         keys: dict[str, Keys] = {name: source.keys for name, source in sources.items()}
         for tensor in tensors:
             self._find_keys(tensor, keys)
@@ -230,7 +251,7 @@ class StageGraph:
         """Keys of a tensor's parts: a source that gives it under the same keys is the same to every stage behind it."""
         return self._find_keys(tensor, {name: source.keys for name, source in sources.items()})
 
-    def run(self, stage: str, inputs: dict[str, Array]) -> Array:
+    def run(self, stage: str, inputs: Mapping[str, Value]) -> Array:
         """Runs a stage for one part, whatever is known; its output, read-only.
 
         Raises:
@@ -239,7 +260,7 @@ class StageGraph:
         node = self.nodes[stage]
         result = self._run(node, inputs, 1)
         node.counts.runs += 1
-        return result
+        return on_host(result)
 
     def _find_keys(self, tensor: str, keys: dict[str, Keys]) -> Keys:
         """Keys of all parts of a tensor, entered into ``keys``."""
@@ -251,8 +272,8 @@ class StageGraph:
             keys[tensor] = tuple((*parts, *shared) for parts in zip(*along, strict=True)) if along else (tuple(shared),)
         return keys[tensor]
 
-    def _parts(self, tensor: str, wanted: Sequence[int] | None, pull: _Pull) -> Array:
-        """Parts ``wanted`` (all by default) of a tensor, as one array."""
+    def _parts(self, tensor: str, wanted: Sequence[int] | None, pull: _Pull) -> Value:
+        """Parts ``wanted`` (all by default) of a tensor, as one value."""
         keys = pull.keys[tensor]
         indices = range(len(keys)) if wanted is None else wanted
         if tensor in pull.sources:
@@ -274,7 +295,7 @@ class StageGraph:
                 parts[place] = part
         return node.join([part for part in parts if part is not None])
 
-    def _compute(self, node: Node, keys: list[Hashable], inputs: dict[str, Array], runs: int) -> Array:
+    def _compute(self, node: Node, keys: list[Hashable], inputs: Mapping[str, Value], runs: int) -> Value:
         """Runs a stage for parts that were not in the cache when it had run ``runs`` times."""
         with node.lock:
             if node.counts.runs != runs:  # another thread may have been faster
@@ -282,22 +303,22 @@ class StageGraph:
                 if len(present) == len(keys):
                     return node.join(present)
             result = self._run(node, inputs, len(keys))
-            parts = node.split(result, len(keys))
-            for part in parts:
-                part.setflags(write=False)
-            node.cache.put(keys, parts)  # before the next thread may look
+            if len(keys) > 1:
+                result = on_host(result)  # it is cut apart there
+            node.cache.put(keys, node.split(result, len(keys)))  # before the next thread may look
             node.counts.runs += 1  # last: who waits for the lock takes it for "there is something new in the cache"
             return result
 
-    def _run(self, node: Node, inputs: dict[str, Array], parts: int) -> Array:
+    def _run(self, node: Node, inputs: Mapping[str, Value], parts: int) -> Value:
         """Runs a stage, whatever is known; whoever is given the output must not write into it."""
         with node.lock:
             session = node.session or self.open(node)
             started = time.perf_counter()
-            result = session.run(inputs)[node.output.name]
+            result = _run_session(session, inputs)[node.output.name]
             node.counts.seconds += time.perf_counter() - started
             _check_output(node, result, inputs)
-            result.setflags(write=False)
+            if isinstance(result, np.ndarray):
+                result.setflags(write=False)
             node.counts.computed += parts
             return result
 
@@ -323,7 +344,13 @@ class StageGraph:
         self.clear()
 
 
-def _check_output(node: Node, result: Array, inputs: Mapping[str, Array]) -> None:
+def _run_session(session: Session, inputs: Mapping[str, Value]) -> Mapping[str, Value]:
+    """Outputs by name, left where they are computed if the session can do that."""
+    leaving: Callable[[Mapping[str, Value]], Mapping[str, Value]] | None = getattr(session, "run_resident", None)
+    return session.run(cast(Mapping[str, Array], inputs)) if leaving is None else leaving(inputs)
+
+
+def _check_output(node: Node, result: Value, inputs: Mapping[str, Value]) -> None:
     expected = list(node.output.shape)
     if node.counted is not None:
         expected[node.axis] = inputs[node.counted.name].shape[varying_axis(node.counted)]

@@ -35,6 +35,9 @@ MAX_MEMBERS = 256
 MAX_FILES = 1024
 MAX_FLOAT32 = 3.4028234663852886e38
 
+#: The varying dimension of a sensor window in blocks, and how few a call may have: the first one, and two more.
+BLOCKS, FEWEST_BLOCKS = "Q", 3
+
 DType = Literal["uint8", "int64", "float32"]
 
 
@@ -45,6 +48,11 @@ class TensorSpec:
     name: str
     dtype: DType
     shape: tuple[int | str, ...]
+
+
+def fewest(letter: str) -> int:
+    """The smallest size that a varying dimension has in a call."""
+    return FEWEST_BLOCKS if letter == BLOCKS else 1
 
 
 @dataclass(frozen=True)
@@ -190,6 +198,11 @@ class Manifest:
     producer: dict[str, str]
     files: dict[str, FileEntry]
     sensor: SensorEntry | None = None
+
+    @property
+    def variants(self) -> frozenset[str]:
+        """Those that every stage has: a back end runs one variant of all of them."""
+        return frozenset.intersection(*(frozenset(stage.variants) for stage in self.stages.values()))
 
     def referenced(self) -> list[str]:
         """Every file the manifest uses, in a stable order."""

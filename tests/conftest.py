@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.half_stages import write_single
-from tests.kit import random_checkpoint
+from tests.kit import random_checkpoint, sensor_checkpoint
 from tests.trunks import head_shape, save_trunk
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.export import build
+from trunkline.exporter.options import ExportOptions
 from trunkline.exporter.trunk import Trunk, load_trunk
 from trunkline.runtime import Ensemble, load
 
@@ -77,6 +78,20 @@ def checkpoint(trunk_folder: Path) -> Checkpoint:
 def bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     """A bundle of :func:`checkpoint`. Never write into it; copy it with ``shutil.copytree``."""
     return made_once(shared / "bundle", lambda: (build(checkpoint, trunk, shared / "bundle"), None)[1])
+
+
+@pytest.fixture(scope="session")
+def half_bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
+    """A bundle of :func:`checkpoint` with the ``trt`` variant beside the ``cpu`` one. Never write into it."""
+    target = shared / "with_half"
+    return made_once(target, lambda: (build(checkpoint, trunk, target, options=ExportOptions(half=True)), None)[1])
+
+
+@pytest.fixture(scope="session")
+def sensor_bundle(shared: Path, trunk: Trunk) -> Path:
+    """A bundle of two members, one with a sensor, in both variants. Never write into it."""
+    target, felt = shared / "sensor_both_variants", sensor_checkpoint(head_shape(), "gated", None)
+    return made_once(target, lambda: (build(felt, trunk, target, options=ExportOptions(half=True)), None)[1])
 
 
 @pytest.fixture(scope="session")

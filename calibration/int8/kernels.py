@@ -17,7 +17,7 @@ def require_int8_kernels(files: StageFiles, layers: int) -> None:
         BackendError: a back end has another number of int8 kernels: it would compute the others in float32, more
             slowly than if they were not quantised.
     """
-    installed = [backend for backend in map(named, names()) if backend.available() is None]
+    installed = [backend for backend in map(named, names("cpu")) if backend.available() is None]
     counted = {described(backend): backend.int8_kernels(files) for backend in installed}
     wrong = [f"{count} in {backend}" for backend, count in counted.items() if count != layers]
     if wrong:

@@ -26,7 +26,7 @@ from torch import nn
 from trunkline.calibration.int8.stage_plan import INLINE_BYTES
 from trunkline.exporter.stages.naming import name_by_module
 from trunkline.runtime.errors import ExportError
-from trunkline.runtime.manifest import Stage, TensorSpec, Variant
+from trunkline.runtime.manifest import BLOCKS, Stage, TensorSpec, Variant, fewest
 
 #: Attention stays one ``Attention`` operator from this opset on.
 CPU_OPSET = 23
@@ -34,9 +34,8 @@ CPU_VARIANT = "cpu"
 #: Rows of the example that is traced; two, since a dimension of one would be taken for fixed.
 EXAMPLE_ROWS = 2
 MAX_ROWS = 4096
-#: Blocks of a sensor window: the first one, and never less than two more.
-FEWEST_BLOCKS, EXAMPLE_BLOCKS = 3, 4
-BLOCKS = "Q"
+#: Rows of the example where they are blocks of a sensor window.
+EXAMPLE_BLOCKS = 4
 
 _DTYPES = {"uint8": torch.uint8, "int64": torch.int64, "float32": torch.float32}
 
@@ -130,10 +129,7 @@ def save(model: onnx_ir.Model, contract: Contract, folder: Path, name: str, prec
 
 def _varying(contract: Contract) -> tuple[dict[int, torch.export.Dim], ...]:
     letters = {size for tensor in contract.inputs for size in tensor.shape if isinstance(size, str)}
-    dimensions = {
-        letter: torch.export.Dim(letter, min=FEWEST_BLOCKS if letter == BLOCKS else 1, max=MAX_ROWS)
-        for letter in sorted(letters)
-    }
+    dimensions = {letter: torch.export.Dim(letter, min=fewest(letter), max=MAX_ROWS) for letter in sorted(letters)}
     return tuple(
         {axis: dimensions[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
         for tensor in contract.inputs

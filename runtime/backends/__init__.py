@@ -2,13 +2,16 @@
 
 A back end is a module that offers what :class:`Backend` lists. To add one, write the module and list it in
 ``_FASTEST_FIRST``. ``tests/runtime/test_backends.py`` holds every one that is installed to the same promises.
+
+Sessions take and give arrays. Those of a GPU may also be asked to leave an output where it was computed
+(:class:`ResidentSession`), so that the next stage finds it there.
 """
 
 from __future__ import annotations
 
 import importlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,9 +27,18 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
 
-#: On x86, OpenVINO runs int8 stages half again as fast as ONNX Runtime; elsewhere it has fewer kernels of its own.
-_FASTEST_FIRST = ("openvino", "onnxruntime") if _X86 else ("onnxruntime", "openvino")
-_MODULES = {name: f"trunkline.runtime.backends.{name}" for name in _FASTEST_FIRST}
+#: GPUs before processors. On x86, OpenVINO runs int8 stages half again as fast as ONNX Runtime; elsewhere it has fewer
+#: kernels of its own.
+_FASTEST_FIRST = (
+    *("tensorrt", "onnxruntime-tensorrt", "onnxruntime-cuda"),
+    *(("openvino", "onnxruntime") if _X86 else ("onnxruntime", "openvino")),
+)
+#: Nobody gets these without asking: they compile for minutes when a bundle is first loaded.
+_ONLY_BY_NAME = frozenset({"onnxruntime-tensorrt"})
+_MODULES = {name: f"trunkline.runtime.backends.{name.replace('-', '_')}" for name in _FASTEST_FIRST}
+
+#: How a bundle gets a variant that it lacks.
+_EXPORTS = {"trt": "run `trunkline export --half` on the workstation"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,34 @@ class Session(Protocol):
         """Frees what the session holds."""
 
 
+class Resident(Protocol):
+    """A stage's output that stays where it was computed, float32. It is never written again."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the output, wherever it is."""
+
+    def numpy(self) -> NDArray[np.float32]:
+        """A copy on the host.
+
+        Raises:
+            BackendError: the device failed.
+        """
+
+
+class ResidentSession(Session, Protocol):
+    """A session whose outputs may stay on its device. The stage graph asks for that; others call ``run``."""
+
+    def run_resident(self, inputs: Mapping[str, NDArray[np.generic] | Resident]) -> Mapping[str, Resident]:
+        """As ``run``. Inputs may be what any session of the same back end has left on the device."""
+
+
 class Backend(Protocol):
     """What a back end's module offers. ``VARIANT`` is the stage variant it runs."""
 
@@ -94,9 +134,9 @@ class Backend(Protocol):
         """
 
 
-def names() -> tuple[str, ...]:
-    """All back ends there are, fastest first on this machine."""
-    return tuple(_MODULES)
+def names(variant: str | None = None) -> tuple[str, ...]:
+    """All back ends there are, or those that run a variant, fastest first on this machine."""
+    return tuple(name for name in _MODULES if variant in (None, named(name).VARIANT))
 
 
 def named(name: str) -> Backend:
@@ -110,26 +150,48 @@ def described(backend: Backend) -> str:
     return f"{backend.NAME} {backend.version()}"
 
 
-def choose(name: str | None) -> Backend:
-    """The named back end, or the fastest that is installed.
+def choose(name: str | None, variants: Collection[str] | None = None) -> Backend:
+    """The named back end, or the fastest that is installed and runs one of a bundle's variants.
+
+    Args:
+        name: of the back end; None for the fastest.
+        variants: that the bundle holds; None if nobody knows yet.
 
     Raises:
-        BackendError: it is unknown or not installed. There is no silent fallback to another one.
+        BackendError: it is unknown, not installed, or runs none of the variants. There is no silent fallback from one
+            that was named.
     """
     if name is not None and name not in _MODULES:
         raise BackendError(
             "there is no such back end", expected=", ".join(_MODULES), found=name, fix="leave it out for the fastest"
         )
-    wanted = [named(each) for each in ([name] if name else names())]
+    wanted = [named(name)] if name else [named(each) for each in names() if each not in _ONLY_BY_NAME]
+    fitting = [each for each in wanted if variants is None or each.VARIANT in variants]
+    if not fitting:
+        raise _no_variant(wanted, variants or ())
     missing = {}
-    for backend in wanted:
+    for backend in fitting:
         found = backend.available()
         if found is None:
             return backend
         missing[backend.NAME] = found
     raise BackendError(
         "no back end can run this bundle here" if name is None else "the back end that was asked for is not here",
-        expected=name or "one of " + ", ".join(_MODULES),
+        expected=name or "one of " + ", ".join(missing),
         found=[f"{each}: {why.reason}" for each, why in missing.items()],
-        fix=" or ".join(why.fix for why in missing.values()),
+        fix=" or ".join(dict.fromkeys(why.fix for why in missing.values())),
+    )
+
+
+def _no_variant(wanted: list[Backend], variants: Collection[str]) -> BackendError:
+    needed = sorted({backend.VARIANT for backend in wanted})
+    others = [each for variant in sorted(variants) for each in names(variant)]
+    ways = [_EXPORTS[each] for each in needed if each in _EXPORTS]
+    ways += [f"name another back end: {', '.join(others)}"] if others else []
+    return BackendError(
+        "the bundle holds no variant that the back end runs",
+        where=", ".join(backend.NAME for backend in wanted),
+        expected="variant " + " or ".join(needed),
+        found=", ".join(sorted(variants)) or "stages without a variant in common",
+        fix=", or ".join(ways) or "export the bundle again",
     )

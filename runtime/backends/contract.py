@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.runtime.backends import Arrays, StageFiles
+from trunkline.runtime.backends import Resident, StageFiles
 from trunkline.runtime.errors import BundleError
-from trunkline.runtime.manifest import Stage, TensorSpec
+from trunkline.runtime.manifest import Stage, TensorSpec, fewest
 from trunkline.runtime.onnx_graph import signature
 
 #: A dimension that a library reports as varying, without its letter.
@@ -62,7 +62,7 @@ def check_declared(files: StageFiles) -> None:
     )
 
 
-def input_problem(stage: Stage, inputs: Arrays) -> str | None:
+def input_problem(stage: Stage, inputs: Mapping[str, NDArray[np.generic] | Resident]) -> str | None:
     """What is wrong with the inputs of a run, for libraries that would read past the end of an array of another shape.
 
     Letters stand for one size in all inputs.
@@ -78,9 +78,9 @@ def input_problem(stage: Stage, inputs: Arrays) -> str | None:
 
 
 def smallest_inputs(stage: Stage) -> dict[str, NDArray[np.generic]]:
-    """Zeros for every input of a stage, with every varying dimension 1."""
+    """Zeros for every input of a stage, with every varying dimension as small as it gets."""
     return {
-        spec.name: np.zeros([size if isinstance(size, int) else 1 for size in spec.shape], spec.dtype)
+        spec.name: np.zeros([size if isinstance(size, int) else fewest(size) for size in spec.shape], spec.dtype)
         for spec in stage.inputs
     }
 

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.runtime.backends import Arrays, Missing, StageFiles
-from trunkline.runtime.backends.contract import Port, check_signature, smallest_inputs
+from trunkline.runtime.backends import Arrays, Missing, StageFiles, ort
+from trunkline.runtime.backends.contract import check_signature, smallest_inputs
 from trunkline.runtime.backends.forks import never_freed_in_a_child
-from trunkline.runtime.backends.threads import physical_cores
+from trunkline.runtime.backends.ort import is_int8, library
 from trunkline.runtime.errors import BackendError
 
 NAME = "onnxruntime"
 VARIANT = "cpu"
-PROVIDERS = ["CPUExecutionProvider"]
+PROVIDERS = [ort.CPU]
 
-#: Options of every session; docs/benchmarks.md has the measurements.
+#: Options of every session here; docs/benchmarks.md has the measurements.
 SETTINGS = {
-    # Idle worker threads sleep instead of spinning: stages run one after another, and a spinning pool of the stage
-    # before would take the cores of the next.
-    "session.intra_op.allow_spinning": "0",
     # Its kernel for a sum with a normalisation is slower than the two kernels it replaces.
     "optimization.disable_specified_optimizers": "SkipLayerNormFusion",
     # A layer that only keeps its weights in int8 computes in float32, and does not quantise its inputs by itself.
     "session.qdq_matmulnbits_accuracy_level": "1",
-    # What was scanned is what is read: a file may carry the mark of another format.
-    "session.load_model_format": "ONNX",
 }
 
 #: Options of a stage with int8 layers, which otherwise become float products before anyone looks for int8, without a
@@ -45,11 +35,6 @@ INT8_SETTINGS = {
 
 #: The first that quantises in the opset of the ``cpu`` variant.
 OLDEST_FOR_INT8 = (1, 24)
-
-_DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
-
-#: Operators that are linear layers in int8 once a graph is optimised.
-_INT8_KERNELS = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
 
 
 def available() -> Missing | None:
@@ -65,38 +50,18 @@ def version() -> str:
     return str(library().__version__)
 
 
-def library() -> ModuleType:
-    """onnxruntime, which from 1.29 on uploads usage data from the moment it is imported, unless told not to."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime  # optional
-
-    if os.environ["ORT_DISABLE_TELEMETRY"] == "1":
-        onnxruntime.disable_telemetry_events()  # it may have been imported before
-    return onnxruntime
-
-
 def open_stage(files: StageFiles) -> OnnxSession:
     """A session over checked graph bytes; external tensors are mapped from ``files.folder`` by ONNX Runtime."""
     return OnnxSession(files)
 
 
 def int8_kernels(files: StageFiles) -> int:
-    """Linear layers that run in int8, counted in a profile of one run: the optimised graph holds the weights again."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = _options(files)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+    """Linear layers that run in int8, counted in one run."""
+    options = _options(files)
+    with ort.profiling(options):
         session = compiled(files, options)
-        try:
-            session.run(None, smallest_inputs(files.stage))
-        except Exception as error:  # the library's exceptions share no base class
-            raise _failed_run(files.name, error) from error
-        finally:
-            profile = session.end_profiling()
-        events = json.loads(Path(profile).read_text())
-    # One event per node and run; others tell how long the run as a whole, or loading, took.
-    nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
-    return sum(node["args"]["op_name"] in _INT8_KERNELS for node in nodes)
+        ran = ort.kernels(session, files.name, lambda: session.run(None, smallest_inputs(files.stage)))
+    return sum(kernel.operator in ort.INT8_KERNELS for kernel in ran)
 
 
 class OnnxSession:
@@ -106,7 +71,7 @@ class OnnxSession:
         self._name = files.name
         self._session = compiled(files)
         never_freed_in_a_child(self)
-        check_signature(files, _ports(self._session.get_inputs()), _ports(self._session.get_outputs()))
+        check_signature(files, ort.ports(self._session.get_inputs()), ort.ports(self._session.get_outputs()))
         self._outputs = [tensor.name for tensor in files.stage.outputs]
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
@@ -118,7 +83,7 @@ class OnnxSession:
         try:
             results = self._session.run(self._outputs, dict(inputs))
         except Exception as error:  # the library's exceptions share no base class
-            raise _failed_run(self._name, error) from error
+            raise ort.failed_run(self._name, error) from error
         return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:
@@ -126,20 +91,8 @@ class OnnxSession:
         del self._session
 
 
-def is_int8(graph: bytes) -> bool:
-    """Whether a stage quantises anything; its operators' names stand in the file as they are."""
-    return b"QuantizeLinear" in graph
-
-
 def _options(files: StageFiles) -> Any:
-    options = library().SessionOptions()
-    options.intra_op_num_threads = files.threads or physical_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors come as exceptions
-    for key, value in (SETTINGS | (INT8_SETTINGS if is_int8(files.graph) else {})).items():
-        options.add_session_config_entry(key, value)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.folder))
-    return options
+    return ort.options(files, SETTINGS | (INT8_SETTINGS if is_int8(files.graph) else {}))
 
 
 def compiled(files: StageFiles, options: Any = None) -> Any:
@@ -153,15 +106,7 @@ def compiled(files: StageFiles, options: Any = None) -> Any:
         BackendError: the library refuses the stage.
     """
     _check_int8(files)
-    try:
-        return library().InferenceSession(files.graph, options or _options(files), providers=PROVIDERS)
-    except Exception as error:  # the library's exceptions share no base class
-        raise BackendError(
-            "ONNX Runtime cannot load a stage",
-            where=f"stage {files.name}",
-            found=str(error).strip()[:500],
-            fix="update onnxruntime (1.23 or newer), or export the bundle again",
-        ) from error
+    return ort.session(files, options or _options(files), PROVIDERS)
 
 
 def _check_int8(files: StageFiles) -> None:
@@ -175,12 +120,3 @@ def _check_int8(files: StageFiles) -> None:
             found=f"onnxruntime {version()}",
             fix="update it, pip install 'trunkline[openvino]', or copy the float32 bundle here",
         )
-
-
-def _failed_run(name: str, error: Exception) -> BackendError:
-    found = str(error).strip()[:500]
-    return BackendError("ONNX Runtime failed while it ran a stage", where=f"stage {name}", found=found)
-
-
-def _ports(tensors: list[Any]) -> list[Port]:
-    return [Port(each.name, _DTYPES.get(each.type, each.type), tuple(each.shape)) for each in tensors]

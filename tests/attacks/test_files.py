@@ -244,7 +244,7 @@ def evil(folder: Path, tmp_path: Path) -> Path:
 class TestSwaps:
     """30: between check and use, and back again before anyone looks."""
 
-    @pytest.fixture(params=names())
+    @pytest.fixture(params=names("cpu"))
     def backend(self, request: pytest.FixtureRequest) -> str:
         if (missing := named(request.param).available()) is not None:
             pytest.skip(missing.reason)

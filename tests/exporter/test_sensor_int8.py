@@ -68,7 +68,7 @@ def exported(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     return made_once(target, lambda: (build(checkpoint, trunk, target, options=options), None)[1])
 
 
-@pytest.fixture(params=names())
+@pytest.fixture(params=names("cpu"))
 def ensemble(request: pytest.FixtureRequest, exported: Path) -> Iterator[Ensemble]:
     if (missing := named(request.param).available()) is not None:
         pytest.skip(missing.reason)

@@ -17,6 +17,8 @@ FORBIDDEN = (
     *("typer", "rich", "jinja2", "matplotlib", "pandas", "scipy"),
     *("trunkline.exporter", "trunkline.calibration", "trunkline.targets"),
 )
+#: What back ends compute with.
+LIBRARIES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_lean", "tensorrt_libs"}
 FOLDER = Path(trunkline.runtime.__file__).parent
 MODULES = sorted(
     "trunkline.runtime" + "".join("." + part for part in path.relative_to(FOLDER).with_suffix("").parts)
@@ -46,7 +48,7 @@ def loaded(code: str, *arguments: str) -> set[str]:
 
 
 def test_all_modules_are_found() -> None:
-    backends = {f"trunkline.runtime.backends.{name}" for name in names()}
+    backends = {f"trunkline.runtime.backends.{name.replace('-', '_')}" for name in names()}
     assert {"trunkline.runtime.ensemble", *backends} <= set(MODULES)
 
 
@@ -54,15 +56,15 @@ def test_importing_every_module() -> None:
     modules = loaded("\n".join(f"import {module}" for module in MODULES))
     assert set(MODULES) <= modules
     assert sorted(modules & set(FORBIDDEN)) == []
-    assert sorted(modules & set(names())) == []  # a back end is loaded when it is chosen
+    assert sorted(modules & LIBRARIES) == []  # a back end is loaded when it is chosen
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", names("cpu"))
 def test_loading_and_scoring(bundle: Path, name: str) -> None:
     if (missing := named(name).available()) is not None:
         pytest.skip(missing.reason)
     modules = loaded(SCORING, str(bundle), name)
-    assert modules & set(names()) == {name}
+    assert modules & LIBRARIES == {name}
     assert sorted(modules & set(FORBIDDEN)) == []
 
 
