@@ -1,0 +1,110 @@
+"""Facts about a bundle's stages, and what they would be after an export with other options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trunkline.runtime import onnx_scan
+from trunkline.runtime.bundle import Bundle
+from trunkline.runtime.errors import BundleError
+from trunkline.runtime.manifest import Stage, Variant
+from trunkline.targets.estimate.needs import Needs, Weights, needs
+from trunkline.targets.estimate.reader import Graph, read_graph
+
+HALF_BYTES, INT8_BYTES = 2, 1
+
+
+@dataclass(frozen=True)
+class StageGraph:
+    """A stage, one of its variants, and its graph."""
+
+    name: str
+    stage: Stage
+    variant: str
+    precision: str
+    graph: Graph
+
+    def facts(self, most: Mapping[str, int], usual: Mapping[str, int] | None = None) -> StageFacts:
+        """What it needs for the largest sizes of varying dimensions, and what values take for the usual ones."""
+        found = needs(self.graph, self.stage, most)
+        fewer = found if usual is None else needs(self.graph, self.stage, usual)
+        return StageFacts(self.name, self.variant, self.precision, found, fewer.activations_bytes)
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """A stage, the variant and precision it runs in, and what it needs.
+
+    Attributes:
+        name: of the stage.
+        variant: ``cpu`` or ``trt``.
+        precision: as the manifest calls it.
+        needs: for as many rows as there may be.
+        usual_activations_bytes: alive at once for as many rows as there usually are.
+    """
+
+    name: str
+    variant: str
+    precision: str
+    needs: Needs
+    usual_activations_bytes: int
+
+
+def read_stages(bundle: Bundle, variant: str) -> tuple[StageGraph, ...]:
+    """All stages of a bundle in one variant.
+
+    Raises:
+        BundleError: a graph is refused, or a stage lacks the variant.
+        IntegrityError: a graph changed since the bundle was opened.
+    """
+    found = []
+    for name, stage in bundle.manifest.stages.items():
+        form = stage.variants.get(variant)
+        if form is None:
+            raise BundleError("a stage lacks a variant", where=f"{bundle.root}, stage {name}", expected=variant)
+        found.append(StageGraph(name, stage, variant, form.precision, _graph(bundle, form)))
+    return tuple(found)
+
+
+def _graph(bundle: Bundle, variant: Variant) -> Graph:
+    where = f"{bundle.root}, {variant.graph}"
+    content = bundle.read(variant.graph, onnx_scan.MAX_GRAPH_BYTES)
+    weights = variant.weights
+    size = bundle.manifest.files[weights].size if weights else 0
+    name = Path(weights).name if weights else None
+    onnx_scan.scan(content, opset=variant.opset, weights=name, weights_bytes=size, where=where)
+    return read_graph(content, where)
+
+
+def as_half(facts: StageFacts) -> StageFacts:
+    """As ``trunkline export --half`` would write the ``trt`` variant: two bytes a number, values half as large."""
+    weights = tuple(replace(each, bytes=each.count * HALF_BYTES) for each in facts.needs.weights)
+    found = replace(facts.needs, weights=weights, activations_bytes=facts.needs.activations_bytes // 2)
+    return StageFacts(facts.name, "trt", "float16", found, facts.usual_activations_bytes // 2)
+
+
+def as_int8(facts: StageFacts) -> StageFacts:
+    """As an int8 export would write it: linear layers in int8, other large weights only stored so."""
+    weights = tuple(map(_int8, facts.needs.weights))
+    return replace(facts, precision="int8", needs=replace(facts.needs, weights=weights))
+
+
+def _int8(weights: Weights) -> Weights:
+    if weights.kind == "linear":
+        return replace(weights, kind="int8", bytes=weights.count * INT8_BYTES)
+    if weights.kind == "table":
+        return replace(weights, bytes=weights.count * INT8_BYTES)
+    return replace(weights, kind="folded") if weights.kind == "matrices" else weights
+
+
+def with_members(facts: StageFacts, members: int) -> StageFacts:
+    """With the first ``members`` members only."""
+    kept = tuple(each for each in facts.needs.weights if each.member is None or each.member < members)
+    return replace(facts, needs=replace(facts.needs, weights=kept))
+
+
+def with_usual_rows(facts: StageFacts) -> StageFacts:
+    """With no more rows in a call than there usually are."""
+    return replace(facts, needs=replace(facts.needs, activations_bytes=facts.usual_activations_bytes))
