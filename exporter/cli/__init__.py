@@ -14,7 +14,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from trunkline.exporter.cli import bench, doctor, evaluate, export, info, merge, replay, report, score, verify, windows
+from trunkline.exporter.cli import (
+    bench,
+    build,
+    doctor,
+    evaluate,
+    export,
+    info,
+    merge,
+    plan,
+    replay,
+    report,
+    score,
+    targets,
+    verify,
+    windows,
+)
 from trunkline.exporter.cli.output import say, stderr
 from trunkline.runtime.errors import TrunklineError
 
@@ -58,8 +73,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    epilog="On a workstation: **merge**, **doctor**, **export**. On the robot: **verify**, **score**, **eval**, "
-    "**bench**, **report**, **info**. `trunkline COMMAND --help` shows examples.",
+    epilog="On a workstation: **merge**, **doctor**, **export**. On the robot: **targets**, **plan**, **build**, "
+    "**verify**, **score**, **eval**, **bench**, **report**, **info**. `trunkline COMMAND --help` shows examples.",
 )
 
 
@@ -91,6 +106,9 @@ app.command("bench")(bench.command)
 app.command("report")(report.command)
 app.command("replay")(replay.command)
 app.command("windows")(windows.command)
+app.command("targets")(targets.command)
+app.command("plan")(plan.command)
+app.command("build")(build.command)
 
 
 def main() -> None:

@@ -20,7 +20,10 @@ from trunkline.exporter.cli import app
 from trunkline.runtime import fusion
 from trunkline.runtime.backends import described, named, names
 
-COMMANDS = ("merge", "doctor", "export", "info", "verify", "score", "eval", "bench", "report", "windows", "replay")
+COMMANDS = (
+    *("merge", "doctor", "export", "info", "verify", "score", "eval", "bench", "report", "windows", "replay"),
+    *("targets", "plan", "build"),
+)
 
 
 def run(*words: object, code: int = 0) -> Any:
@@ -126,7 +129,7 @@ def test_info_of_a_bundle(bundle: Path) -> None:
 def test_results_say_which_back_end_ran(bundle: Path, frame: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", np.ones((2, 10, 7), np.float32))
     asked = ("score", bundle, "--image", frame, "--instruction", "go", "--candidates", tmp_path / "c.npy")
-    for name in names():
+    for name in names("cpu"):
         ran_on = described(named(name))
         for words in (asked, ("verify", bundle), ("bench", bundle, "-n", 1)):
             assert ran_on in run(*words, "--backend", name).stdout
