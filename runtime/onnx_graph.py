@@ -8,7 +8,7 @@ So tensors that lie in the weight file become inputs of the graph, for the back 
 are put into the graph instead, since readers look at the constants they consist of, such as shapes and scales.
 
 Requires a graph that :func:`trunkline.runtime.onnx_scan.scan` accepted, with its weight file; the same rules hold here
-(each field once, raw bytes, decimal offsets), and are not checked again. Field numbers are those of onnx.proto3.
+(each field once, raw bytes, decimal offsets), and are not checked again.
 """
 
 from __future__ import annotations
@@ -17,25 +17,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from trunkline.runtime.onnx_scan import varint
+from trunkline.runtime import onnx_proto as proto
+from trunkline.runtime.onnx_proto import Element, encode, encode_integer, fields, inside
 
 #: Tensors of at most so many bytes are put into the graph.
 INLINE_BYTES = 64 << 10
 
-_MODEL_GRAPH = 7
-_GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 9, 13, 14
-_ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_VALUE_NAME, _VALUE_TYPE = 1, 2
-_TYPE_TENSOR = 1
-_TENSOR_TYPE_ELEMENT, _TENSOR_TYPE_SHAPE = 1, 2
-_SHAPE_DIMENSION = 1
-_DIMENSION_SIZE, _DIMENSION_LETTER = 1, 2
-
-_VARINT, _BYTES = 0, 2
-
-#: numpy's names of the types that may cross a stage's boundary, by TensorProto.DataType.
-_DTYPES = {1: "float32", 2: "uint8", 7: "int64"}
+#: numpy's names of the types that may cross a stage's boundary.
+_DTYPES: Mapping[int, str] = {Element.FLOAT32: "float32", Element.UINT8: "uint8", Element.INT64: "int64"}
 
 
 @dataclass(frozen=True)
@@ -74,20 +63,20 @@ class Detached:
 
 def signature(graph: bytes, role: Literal["inputs", "outputs"]) -> list[Declared]:
     """The inputs or outputs that a graph declares, in order; initializers that it lists among them are left out."""
-    field = _GRAPH_INPUT if role == "inputs" else _GRAPH_OUTPUT
+    number = proto.Graph.INPUT if role == "inputs" else proto.Graph.OUTPUT
     declared, constants = [], set()
-    for number, part in _fields(_inside(memoryview(graph), _MODEL_GRAPH)):
-        if number == field:
+    for part in fields(proto.body(graph)):
+        if part.number == number:
             declared.append(_value(part.value))
-        elif number == _GRAPH_INITIALIZER:
+        elif part.number == proto.Graph.INITIALIZER:
             constants.add(_declared(part.value)[0])
     return [each for each in declared if each.name not in constants]
 
 
 def weight_file(graph: bytes) -> str | None:
     """Name of the one file that a graph's external tensors lie in, None if it has none."""
-    for number, part in _fields(_inside(memoryview(graph), _MODEL_GRAPH)):
-        if number == _GRAPH_INITIALIZER and (location := _external(part.value).get("location")):
+    for part in fields(proto.body(graph)):
+        if part.number == proto.Graph.INITIALIZER and (location := _external(part.value).get("location")):
             return location
     return None
 
@@ -100,129 +89,82 @@ def detach(graph: bytes, weights: memoryview) -> Detached:
         weights: content of the weight file.
     """
     inputs: dict[str, Place] = {}
-    pieces = []
-    for number, part in _fields(memoryview(graph)):
-        pieces.append(
-            _field(_MODEL_GRAPH, b"".join(_without_weights(part.value, weights, inputs)))
-            if number == _MODEL_GRAPH
-            else part.raw
-        )
+    pieces = [
+        encode(part.number, b"".join(_without_weights(part.value, weights, inputs)))
+        if part.number == proto.Model.GRAPH
+        else part.raw
+        for part in fields(memoryview(graph))
+    ]
     return Detached(b"".join(pieces), inputs)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One field: all its bytes, those of its value if it has a length, and the integer if it is one."""
-
-    raw: memoryview
-    value: memoryview
-    integer: int | None
-
-
 def _without_weights(graph: memoryview, weights: memoryview, inputs: dict[str, Place]) -> Iterator[bytes | memoryview]:
-    for number, part in _fields(graph):
-        external = _external(part.value) if number == _GRAPH_INITIALIZER else {}
+    for part in fields(graph):
+        external = _external(part.value) if part.number == proto.Graph.INITIALIZER else {}
         if not external:
             yield part.raw
             continue
         place = Place(int(external.get("offset", 0)), int(external["length"]))
         if place.length <= INLINE_BYTES:
-            yield _field(_GRAPH_INITIALIZER, _inlined(part.value, weights[place.offset : place.end]))
+            yield encode(proto.Graph.INITIALIZER, _inlined(part.value, weights[place.offset : place.end]))
         else:
             name, declaration = _declared(part.value)
             inputs[name] = place
-            yield _field(_GRAPH_INPUT, declaration)
+            yield encode(proto.Graph.INPUT, declaration)
 
 
 def _inlined(tensor: memoryview, content: memoryview) -> bytes:
-    kept = [part.raw for number, part in _fields(tensor) if number not in (_TENSOR_EXTERNAL, _TENSOR_LOCATION)]
-    return b"".join([*kept, _field(_TENSOR_RAW, content)])
+    outside = (proto.Tensor.EXTERNAL, proto.Tensor.LOCATION)
+    kept = [part.raw for part in fields(tensor) if part.number not in outside]
+    return b"".join([*kept, encode(proto.Tensor.RAW, content)])
 
 
 def _declared(tensor: memoryview) -> tuple[str, bytes]:
     """A tensor's name, and the declaration of an input of its name, type and shape."""
-    name, element, sizes = b"", 0, []
-    for number, part in _fields(tensor):
-        if number == _TENSOR_NAME:
-            name = bytes(part.value)
-        elif number == _TENSOR_TYPE:
+    name, element, sizes = "", 0, []
+    for part in fields(tensor):
+        if part.number == proto.Tensor.NAME:
+            name = part.text
+        elif part.number == proto.Tensor.ELEMENT:
             element = part.integer or 0
-        elif number == _TENSOR_DIMS:
-            sizes += list(_packed(part.value)) if part.integer is None else [part.integer]
-    shape = b"".join(_field(_SHAPE_DIMENSION, _number(_DIMENSION_SIZE, size)) for size in sizes)
-    kind = _number(_TENSOR_TYPE_ELEMENT, element) + _field(_TENSOR_TYPE_SHAPE, shape)
-    return name.decode(), _field(_VALUE_NAME, name) + _field(_VALUE_TYPE, _field(_TYPE_TENSOR, kind))
+        elif part.number == proto.Tensor.DIMENSIONS:
+            sizes += part.integers
+    return name, declaration(name, element, sizes)
+
+
+def declaration(name: str, element: int, sizes: list[int] | None) -> bytes:
+    """An input or output of a graph, as a message; without sizes its shape is open."""
+    kind = encode_integer(proto.TensorType.ELEMENT, element)
+    if sizes is not None:
+        dimensions = [encode(proto.Shape.DIMENSION, encode_integer(proto.Dimension.SIZE, size)) for size in sizes]
+        kind += encode(proto.TensorType.SHAPE, b"".join(dimensions))
+    return encode(proto.Value.NAME, name.encode()) + encode(proto.Value.TYPE, encode(proto.Type.TENSOR, kind))
 
 
 def _value(value: memoryview) -> Declared:
     """Anything but a tensor has type 0 and no dimensions."""
-    tensor = _inside(_inside(value, _VALUE_TYPE), _TYPE_TENSOR)
-    element = next((part.integer or 0 for number, part in _fields(tensor) if number == _TENSOR_TYPE_ELEMENT), 0)
-    sizes = _fields(_inside(tensor, _TENSOR_TYPE_SHAPE))
-    shape = tuple(_dimension(part.value) for number, part in sizes if number == _SHAPE_DIMENSION)
-    return Declared(bytes(_inside(value, _VALUE_NAME)).decode(), _DTYPES.get(element, str(element)), shape)
-
-
-def _inside(message: memoryview, wanted: int) -> memoryview:
-    """The bytes of a field, empty if it is not there."""
-    return next((part.value for number, part in _fields(message) if number == wanted), message[:0])
+    tensor = inside(value, proto.Value.TYPE, proto.Type.TENSOR)
+    element = next((part.integer or 0 for part in fields(tensor) if part.number == proto.TensorType.ELEMENT), 0)
+    sizes = fields(inside(tensor, proto.TensorType.SHAPE))
+    shape = tuple(_dimension(part.value) for part in sizes if part.number == proto.Shape.DIMENSION)
+    name = bytes(inside(value, proto.Value.NAME)).decode()
+    return Declared(name, _DTYPES.get(element, str(element)), shape)
 
 
 def _dimension(dimension: memoryview) -> int | str:
-    for number, part in _fields(dimension):
-        if number == _DIMENSION_SIZE and part.integer is not None:
+    for part in fields(dimension):
+        if part.number == proto.Dimension.SIZE and part.integer is not None:
             return part.integer
-        if number == _DIMENSION_LETTER and part.value:
-            return bytes(part.value).decode()
+        if part.number == proto.Dimension.LETTER and part.value:
+            return part.text
     return "None"
 
 
 def _external(tensor: memoryview) -> dict[str, str]:
     """Where a tensor lies; empty if its bytes are in the graph."""
     entries = [
-        {key: bytes(each.value).decode() for key, each in _fields(part.value)}
-        for number, part in _fields(tensor)
-        if number == _TENSOR_EXTERNAL
+        {field.number: field.text for field in fields(part.value)}
+        for part in fields(tensor)
+        if part.number == proto.Tensor.EXTERNAL
     ]
-    return {entry[_ENTRY_KEY]: entry.get(_ENTRY_VALUE, "") for entry in entries}
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, _Part]]:
-    position = 0
-    while position < len(message):
-        start = position
-        key, position = varint(message, position)
-        number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            integer, position = varint(message, position)
-            yield number, _Part(message[start:position], message[:0], integer)
-            continue
-        size = {1: 8, 5: 4}.get(wire, 0)
-        if wire == _BYTES:
-            size, position = varint(message, position)
-        yield number, _Part(message[start : position + size], message[position : position + size], None)
-        position += size
-
-
-def _packed(value: memoryview) -> Iterator[int]:
-    position = 0
-    while position < len(value):
-        number, position = varint(value, position)
-        yield number
-
-
-def _field(number: int, content: bytes | memoryview) -> bytes:
-    return _encoded(number << 3 | _BYTES) + _encoded(len(content)) + bytes(content)
-
-
-def _number(number: int, value: int) -> bytes:
-    return _encoded(number << 3 | _VARINT) + _encoded(value)
-
-
-def _encoded(value: int) -> bytes:
-    result = bytearray()
-    while value > 0x7F:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    result.append(value)
-    return bytes(result)
+    return {entry[proto.Entry.KEY]: entry.get(proto.Entry.VALUE, "") for entry in entries}

@@ -9,8 +9,6 @@ operators they know. So the few protobuf messages that matter are read here, and
 - its opset is the one the manifest states and not newer than this runtime knows;
 - every tensor's bytes are as many as its shape and type say;
 - external tensors lie inside the one weight file that the manifest names, at an offset and length within it.
-
-The wire format is documented at protobuf.dev/programming-guides/encoding; field numbers are those of onnx.proto3.
 """
 
 from __future__ import annotations
@@ -20,7 +18,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from trunkline.runtime import onnx_proto as proto
 from trunkline.runtime.errors import BundleError
+from trunkline.runtime.onnx_proto import ITEM_BYTES, WireError, varint
 from trunkline.runtime.record import shown
 
 MAX_OPSET = 23
@@ -49,30 +49,18 @@ _OPERATOR_NAMES = (
 )
 OPERATORS = frozenset(_OPERATOR_NAMES.split())
 
-#: Bytes per element by TensorProto.DataType; types that no stage uses are missing.
-ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
-
-# Field numbers of each message. ``_MANY`` are those that may be repeated.
-_MODEL_GRAPH, _MODEL_OPSET, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 8, 20, 25
+# Fields that may be repeated, of each message.
 _MODEL_MANY = frozenset({8, 14, 20, 25, 26})
-_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
 _GRAPH_MANY = frozenset({1, 5, 11, 12, 13, 14, 15, 16})
-_NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
 _NODE_MANY = frozenset({1, 2, 5, 9, 10})
-_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = 5, 10, (6, 11), (22, 23)
 _ATTRIBUTE_MANY = frozenset({7, 8, 9, 10, 11, 15, 23})
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 9, 13, 14
-_TENSOR_TYPED = (4, 5, 6, 7, 10, 11)  # float, int32, string, int64, double, uint64 data
 _TENSOR_MANY = frozenset({1, 4, 5, 6, 7, 10, 11, 13, 16})
-_ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _ONCE: frozenset[int] = frozenset()
 
+_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
+_TENSOR_TYPED = (4, 5, 6, 7, 10, 11)  # float, int32, string, int64, double, uint64 data
+
 Value = int | memoryview
-
-
-class _MalformedError(Exception):
-    pass
 
 
 @dataclass
@@ -101,7 +89,7 @@ def scan(graph: bytes, *, opset: int, weights: str | None, weights_bytes: int, w
     try:
         for problem in itertools.islice(scanner.problems(graph), MAX_PROBLEMS):
             problems.append(problem)
-    except (_MalformedError, IndexError, UnicodeDecodeError) as error:
+    except (WireError, IndexError, UnicodeDecodeError) as error:
         problems.append(f"not an ONNX file: {error}")
     facts = scanner.facts
     if not problems and facts.opset != opset:
@@ -128,25 +116,25 @@ class _Scanner:
 
     def problems(self, graph: bytes) -> Iterator[str]:
         if len(graph) > MAX_GRAPH_BYTES:
-            raise _MalformedError(f"{len(graph)} bytes: too large")
+            raise WireError(f"{len(graph)} bytes: too large")
         if graph[4:8] == ORT_FORMAT_MARK:
-            raise _MalformedError("ONNX Runtime would read it in its own format")
+            raise WireError("ONNX Runtime would read it in its own format")
         yield from self._model(memoryview(graph))
 
     def _model(self, model: memoryview) -> Iterator[str]:
         graphs = 0
         for number, value in self._fields(model, _MODEL_MANY):
-            if number == _MODEL_OPSET:
+            if number == proto.Model.OPSET:
                 yield from self._opset(_message(value))
-            elif number == _MODEL_FUNCTIONS:
+            elif number == proto.Model.FUNCTIONS:
                 yield "holds functions of its own"
-            elif number == _MODEL_TRAINING:
+            elif number == proto.Model.TRAINING:
                 yield "holds graphs for training"
-            elif number == _MODEL_GRAPH:
+            elif number == proto.Model.GRAPH:
                 graphs += 1
                 yield from self._graph(_message(value))
         if graphs != 1 or not self.facts.operators:
-            raise _MalformedError("no graph with nodes")
+            raise WireError("no graph with nodes")
 
     def _opset(self, opset: memoryview) -> Iterator[str]:
         values = dict(self._fields(opset, _ONCE))
@@ -162,21 +150,21 @@ class _Scanner:
 
     def _graph(self, graph: memoryview) -> Iterator[str]:
         for number, value in self._fields(graph, _GRAPH_MANY):
-            if number == _GRAPH_NODE:
+            if number == proto.Graph.NODE:
                 yield from self._node(_message(value))
-            elif number == _GRAPH_INITIALIZER:
+            elif number == proto.Graph.INITIALIZER:
                 yield from self._tensor(_message(value), self._weights)
-            elif number == _GRAPH_SPARSE:
+            elif number == proto.Graph.SPARSE:
                 yield "holds sparse tensors"
 
     def _node(self, node: memoryview) -> Iterator[str]:
         operator, domain = "", ""
         for number, value in self._fields(node, _NODE_MANY):
-            if number == _NODE_OP:
+            if number == proto.Node.OPERATOR:
                 operator = _text(value)
-            elif number == _NODE_DOMAIN:
+            elif number == proto.Node.DOMAIN:
                 domain = _text(value)
-            elif number == _NODE_ATTRIBUTE:
+            elif number == proto.Node.ATTRIBUTE:
                 yield from self._attribute(_message(value))
         if domain not in STANDARD_DOMAINS:
             yield f"operator {shown(operator)} of the domain {shown(domain)}"
@@ -186,11 +174,11 @@ class _Scanner:
 
     def _attribute(self, attribute: memoryview) -> Iterator[str]:
         for number, value in self._fields(attribute, _ATTRIBUTE_MANY):
-            if number in _ATTRIBUTE_GRAPHS:
+            if number in (proto.Attribute.GRAPH, proto.Attribute.GRAPHS):
                 yield "an operator holds a graph of its own"
-            elif number in _ATTRIBUTE_SPARSE:
+            elif number in (proto.Attribute.SPARSE, proto.Attribute.SPARSES):
                 yield "an operator holds a sparse tensor"
-            elif number in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
+            elif number in (proto.Attribute.TENSOR, proto.Attribute.TENSORS):
                 yield from self._tensor(_message(value), None)
 
     def _tensor(self, tensor: memoryview, weights: str | None) -> Iterator[str]:
@@ -198,21 +186,21 @@ class _Scanner:
         kind, name, stored, external = 0, "''", 0, {}
         is_external = False
         for number, value in self._fields(tensor, _TENSOR_MANY):
-            if number == _TENSOR_DIMS:
+            if number == proto.Tensor.DIMENSIONS:
                 dims += self._integers(value)
-            elif number == _TENSOR_TYPE:
+            elif number == proto.Tensor.ELEMENT:
                 kind = _integer(value)
-            elif number == _TENSOR_NAME:
+            elif number == proto.Tensor.NAME:
                 name = shown(_text(value))
-            elif number == _TENSOR_RAW:
+            elif number == proto.Tensor.RAW:
                 stored = len(_message(value))
-            elif number == _TENSOR_EXTERNAL:
+            elif number == proto.Tensor.EXTERNAL:
                 entry = dict(self._fields(_message(value), _ONCE))
-                key = _text(entry.get(_ENTRY_KEY, b""))
+                key = _text(entry.get(proto.Entry.KEY, b""))
                 if key in external:
                     yield f"tensor {name} states its {shown(key)} twice"
-                external[key] = _text(entry.get(_ENTRY_VALUE, b""))
-            elif number == _TENSOR_LOCATION:
+                external[key] = _text(entry.get(proto.Entry.VALUE, b""))
+            elif number == proto.Tensor.LOCATION:
                 is_external = _integer(value) != 0
             elif number in _TENSOR_TYPED:
                 yield f"tensor {name} is not stored as raw bytes"
@@ -254,23 +242,23 @@ class _Scanner:
             key, position = varint(message, position)
             number, wire = key >> 3, key & 7
             if not 0 < number < 1 << 29:
-                raise _MalformedError(f"field number {number}")
+                raise WireError(f"field number {number}")
             if number in seen:
-                raise _MalformedError(f"field {number} twice")
+                raise WireError(f"field {number} twice")
             if number not in many:
                 seen.add(number)
-            if wire == 0:
+            if wire == proto.VARINT:
                 value, position = varint(message, position)
                 yield number, value
                 continue
-            if wire == 2:
+            if wire == proto.BYTES:
                 size, position = varint(message, position)
-            elif wire in (1, 5):
-                size = 8 if wire == 1 else 4
+            elif wire in (proto.EIGHT_BYTES, proto.FOUR_BYTES):
+                size = 8 if wire == proto.EIGHT_BYTES else 4
             else:
-                raise _MalformedError(f"wire type {wire}")
+                raise WireError(f"wire type {wire}")
             if position + size > end:
-                raise _MalformedError("a field runs past the end")
+                raise WireError("a field runs past the end")
             yield number, message[position : position + size]
             position += size
 
@@ -289,7 +277,7 @@ class _Scanner:
         """A file of millions of tiny fields would keep the scan, and then the back end, busy for minutes."""
         self._left -= 1
         if self._left < 0:
-            raise _MalformedError(f"more than {MAX_READ} fields")
+            raise WireError(f"more than {MAX_READ} fields")
 
 
 def _is_size(text: str) -> bool:
@@ -297,33 +285,19 @@ def _is_size(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 16
 
 
-def varint(message: memoryview, position: int) -> tuple[int, int]:
-    """The integer at a position of a message, and the position after it."""
-    result = 0
-    for shift in range(0, 70, 7):
-        byte = message[position]
-        position += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if result >= 1 << 64:
-                break
-            return result, position
-    raise _MalformedError("an integer is too long")
-
-
 def _message(value: Value) -> memoryview:
     if isinstance(value, int):
-        raise _MalformedError("an integer where a message belongs")
+        raise WireError("an integer where a message belongs")
     return value
 
 
 def _text(value: Value | bytes) -> str:
     if isinstance(value, int):
-        raise _MalformedError("an integer where text belongs")
+        raise WireError("an integer where text belongs")
     return bytes(value).decode()
 
 
 def _integer(value: Value) -> int:
     if not isinstance(value, int):
-        raise _MalformedError("bytes where an integer belongs")
+        raise WireError("bytes where an integer belongs")
     return value

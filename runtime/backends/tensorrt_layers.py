@@ -11,32 +11,17 @@ An account without node names or types is refused rather than counted as nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trunkline.runtime.backends.tensorrt_log import TensorRtError
-from trunkline.runtime.onnx_scan import varint
+from trunkline.runtime.onnx_nodes import read_graph
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _RESTORES = "DequantizeLinear"
 
-_MODEL_GRAPH, _GRAPH_NODE = 7, 1
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR = 1, 2, 3, 4
-_BYTES, _VARINT = 2, 0
-
 _NAMED = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TYPE_KEYS = ("Format/Datatype", "Datatype")
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of an ONNX graph."""
-
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 def int8_products(layers: Sequence[Mapping[str, Any]], graph: bytes) -> int:
@@ -62,21 +47,9 @@ def int8_products(layers: Sequence[Mapping[str, Any]], graph: bytes) -> int:
 
 def quantised_products(graph: bytes) -> set[str]:
     """Names of the nodes that multiply what was quantised on both sides."""
-    found = list(nodes(graph))
+    found = read_graph(graph, "the stage").nodes
     restored = {name for node in found if node.operator == _RESTORES for name in node.outputs}
     return {node.name for node in found if node.operator in _PRODUCTS and set(node.inputs[:2]) <= restored}
-
-
-def nodes(graph: bytes) -> Iterator[Node]:
-    """The nodes of a checked graph, in order."""
-    for part in _parts(memoryview(graph), _MODEL_GRAPH):
-        for node in _parts(part, _GRAPH_NODE):
-            texts = {
-                field: tuple(bytes(each).decode() for each in _parts(node, field))
-                for field in (_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR)
-            }
-            name, operator = (next(iter(texts[field]), "") for field in (_NODE_NAME, _NODE_OPERATOR))
-            yield Node(name, operator, texts[_NODE_INPUT], texts[_NODE_OUTPUT])
 
 
 def _nodes_of(layer: Mapping[str, Any]) -> list[str]:
@@ -88,20 +61,3 @@ def _types(layer: Mapping[str, Any]) -> list[str]:
     inputs = layer.get("Inputs")
     ports = [each for each in inputs if isinstance(each, dict)] if isinstance(inputs, list) else []
     return [str(port[key]).lower() for port in ports for key in _TYPE_KEYS if key in port]
-
-
-def _parts(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Every occurrence of a field of bytes."""
-    position = 0
-    while position < len(message):
-        key, position = varint(message, position)
-        wire = key & 7
-        if wire == _VARINT:
-            _, position = varint(message, position)
-            continue
-        size = {1: 8, 5: 4}.get(wire, 0)
-        if wire == _BYTES:
-            size, position = varint(message, position)
-        if key >> 3 == wanted:
-            yield message[position : position + size]
-        position += size

@@ -26,9 +26,10 @@ from trunkline.runtime.engines.settings import Builder, BuildRequest, BuildSetti
 from trunkline.runtime.errors import BackendError
 from trunkline.runtime.manifest import Stage, TensorSpec
 from trunkline.runtime.onnx_graph import signature
+from trunkline.runtime.onnx_nodes import Node
 from trunkline.runtime.progress import Progress, silent
 from trunkline.targets.building import subgraph
-from trunkline.targets.building.subgraph import OUTPUT, Node
+from trunkline.targets.building.subgraph import OUTPUT
 
 #: A tensor agrees if no number is off by more than this share of its largest one. Half precision alone stays below it.
 TOLERANCE = 0.02

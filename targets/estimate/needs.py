@@ -13,13 +13,14 @@ It says nothing of what a back end sets aside besides; see :mod:`~trunkline.targ
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from trunkline.runtime.manifest import Stage
-from trunkline.runtime.onnx_scan import ITEM_BYTES
-from trunkline.targets.estimate.reader import Graph, Node
+from trunkline.runtime.onnx_nodes import Graph, Node
+from trunkline.runtime.onnx_proto import ITEM_BYTES
 from trunkline.targets.estimate.shapes import Known, sizes
 
 #: How a weight is used:
@@ -168,6 +169,5 @@ def _read(
 
 def _member(name: str) -> int | None:
     """Whose weight it is: their names begin with ``member.<index>.``."""
-    first, _, rest = name.partition(".")
-    index = rest.partition(".")[0]
-    return int(index) if first == "member" and index.isdecimal() else None
+    found = re.match(r"member\.([0-9]{1,9})\.", name)
+    return int(found.group(1)) if found else None

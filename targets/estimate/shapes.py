@@ -4,7 +4,8 @@ Letters are bound to numbers first, so that everything here is about whole numbe
 ``_RULES``. Integers that shapes are computed from (``Shape``, ``Slice``, ``Concat``, ...) are followed as numbers.
 
 Where there is no rule, or a rule does not apply, a value is taken to be as large as the node's largest input. How often
-that happened is told (:attr:`Sizes.guessed`).
+that happened is told (:attr:`Sizes.guessed`). Graphs come from outside, so the same is done where a value would have a
+rank or a size that no stage has: nothing here takes longer or more memory for larger numbers in a graph.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trunkline.runtime.manifest import Stage
-from trunkline.runtime.onnx_scan import ITEM_BYTES
-from trunkline.targets.estimate.reader import BOOL, FLOAT32, INT8, INT64, UINT8, Graph, Node
+from trunkline.runtime.manifest import MAX_RANK, Stage
+from trunkline.runtime.onnx_nodes import MAX_INTEGERS, Graph, Node
+from trunkline.runtime.onnx_proto import ITEM_BYTES, Element
 
 Shape = tuple[int, ...]
 
-_ELEMENTS = {"float32": FLOAT32, "uint8": UINT8, "int64": INT64}
+_MAX_SIZE = 1 << 40
+_ELEMENTS = {"float32": Element.FLOAT32, "uint8": Element.UINT8, "int64": Element.INT64}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _follow(node: Node, found: Sizes) -> None:
     inputs = [found.values.get(name) for name in node.inputs]
     try:
         results = _results(node, inputs)
-    except (IndexError, KeyError, ValueError, TypeError, ZeroDivisionError, AttributeError):
+    except (IndexError, KeyError, ValueError, ZeroDivisionError):
         results = []  # an input is unknown, or the node is not what its operator's rule expects
     for place, name in enumerate(node.outputs):
         if not name:
@@ -74,7 +76,7 @@ def _follow(node: Node, found: Sizes) -> None:
         else:
             found.guessed.append(name)
             known = [each for each in inputs if each is not None]
-            found.values[name] = max(known, key=lambda each: each.nbytes, default=Known(FLOAT32, ()))
+            found.values[name] = max(known, key=lambda each: each.nbytes, default=Known(Element.FLOAT32, ()))
 
 
 def _results(node: Node, inputs: Sequence[Known | None]) -> list[Known]:
@@ -82,22 +84,22 @@ def _results(node: Node, inputs: Sequence[Known | None]) -> list[Known]:
         tensor = node.tensor
         return [] if tensor is None else [Known(tensor.element, tensor.shape, tensor.integers)]
     shapes = _RULES[node.operator](node, inputs)
-    kind = _element(node, inputs)
-    if any(size < 0 for shape in shapes for size in shape):
+    if any(len(shape) > MAX_RANK or not all(0 <= size <= _MAX_SIZE for size in shape) for shape in shapes):
         return []
+    kind = _element(node, inputs)
     return [Known(kind, shape, _numbers(node, inputs, shape)) for shape in shapes]
 
 
 def _element(node: Node, inputs: Sequence[Known | None]) -> int:
     operator = node.operator
     if operator == "Cast":
-        return node.integer("to", FLOAT32)
+        return node.integer("to", Element.FLOAT32)
     if operator in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or"):
-        return BOOL
+        return Element.BOOL
     if operator == "Shape":
-        return INT64
+        return Element.INT64
     if operator == "QuantizeLinear":
-        return inputs[2].element if len(inputs) > 2 and inputs[2] else INT8
+        return inputs[2].element if len(inputs) > 2 and inputs[2] else Element.INT8
     place = {"DequantizeLinear": 1, "Where": 1}.get(operator, 0)
     return _known(inputs, place).element
 
@@ -130,7 +132,7 @@ def _numbers(node: Node, inputs: Sequence[Known | None], shape: Shape) -> tuple[
         return whole[node.integer("start", 0) : node.integer("end", len(whole))]
     parts = [None if each is None else each.integers for each in inputs]
     first = parts[0] if parts else None
-    if first is None or len(shape) > 1:
+    if first is None or len(shape) > 1 or len(_known(inputs, 0).shape) > 1 or math.prod(shape) > MAX_INTEGERS:
         return None
     if node.operator in ("Identity", "Reshape", "Squeeze", "Unsqueeze"):
         return first
@@ -289,6 +291,8 @@ def _shape(node: Node, inputs: Sequence[Known | None]) -> list[Shape]:
 
 def _reduce(node: Node, inputs: Sequence[Known | None]) -> list[Shape]:
     data, axes = _known(inputs, 0).shape, _axes(node, inputs)
+    if not axes and node.integer("noop_with_empty_axes", 0):
+        return [data]
     reduced = {axis % len(data) for axis in axes} if axes else set(range(len(data)))
     if node.integer("keepdims", 1):
         return [tuple(1 if place in reduced else size for place, size in enumerate(data))]
@@ -298,7 +302,7 @@ def _reduce(node: Node, inputs: Sequence[Known | None]) -> list[Shape]:
 Rule = Callable[[Node, Sequence[Known | None]], list[Shape]]
 
 _SAME = (
-    "Abs Cast Ceil Clip Cos DequantizeLinear Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LayerNormalization "
+    "Abs Cast Ceil Clip Cos DequantizeLinear Erf Exp Floor Gelu HardSigmoid HardSwish Identity LayerNormalization "
     "LeakyRelu Log LogSoftmax Mish Neg Not QuantizeLinear RMSNormalization Reciprocal Relu Round Sigmoid Sign Sin "
     "Softmax Softplus Sqrt Swish Tanh Trilu"
 )

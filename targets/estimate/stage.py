@@ -10,8 +10,8 @@ from trunkline.runtime import onnx_scan
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BundleError
 from trunkline.runtime.manifest import Stage, Variant
+from trunkline.runtime.onnx_nodes import Graph, read_graph
 from trunkline.targets.estimate.needs import Needs, Weights, needs
-from trunkline.targets.estimate.reader import Graph, read_graph
 
 HALF_BYTES, INT8_BYTES = 2, 1
 
@@ -79,10 +79,12 @@ def _graph(bundle: Bundle, variant: Variant) -> Graph:
 
 
 def as_half(facts: StageFacts) -> StageFacts:
-    """As ``trunkline export --half`` would write the ``trt`` variant: two bytes a number, values half as large."""
+    """As ``trunkline export --half`` would write the ``trt`` variant: weights of two bytes a number.
+
+    Values count as they are: what halves would save, float32 islands and attention spelled out take again.
+    """
     weights = tuple(replace(each, bytes=each.count * HALF_BYTES) for each in facts.needs.weights)
-    found = replace(facts.needs, weights=weights, activations_bytes=facts.needs.activations_bytes // 2)
-    return StageFacts(facts.name, "trt", "float16", found, facts.usual_activations_bytes // 2)
+    return replace(facts, variant="trt", precision="float16", needs=replace(facts.needs, weights=weights))
 
 
 def as_int8(facts: StageFacts) -> StageFacts:

@@ -12,7 +12,7 @@ from tests import qdq_kit
 from tests.pretended_tensorrt.running import described
 from tests.qdq_kit import Form
 from tests.small_stages import small
-from trunkline.runtime.backends.tensorrt_layers import Node, int8_products, nodes, quantised_products
+from trunkline.runtime.backends.tensorrt_layers import int8_products, quantised_products
 from trunkline.runtime.backends.tensorrt_log import TensorRtError
 
 QUANTISED = qdq_kit.model(Form(opset=20)).SerializeToString()
@@ -24,13 +24,6 @@ def layer(*names: str, reads: str = "Int8", key: str = "Format/Datatype") -> dic
         "Metadata": "\x1e".join(f"[ONNX Layer: {name}]" for name in names),
         "Inputs": [{"Name": "in", key: reads}],
     }
-
-
-def test_nodes_are_read_as_onnx_does() -> None:
-    model = onnx.load_model_from_string(QUANTISED)
-    assert list(nodes(QUANTISED)) == [
-        Node(each.name, each.op_type, tuple(each.input), tuple(each.output)) for each in model.graph.node
-    ]
 
 
 @pytest.mark.parametrize("product", ["MatMul", "Gemm"])
