@@ -8,5 +8,6 @@
 - ``half``: float16 for GPUs, with float32 islands;
 - ``tensorrt_rules``: whether TensorRT would take a graph;
 - ``evaluation``: how often the right window wins;
+- ``defaults``: what an export does unless it is told otherwise;
 - ``dataflow``: how tensors of a bundle come from each other.
 """

@@ -18,7 +18,7 @@ from trunkline.exporter.golden import probe_sensors
 from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.runtime.ensemble import Ensemble
-from trunkline.runtime.parity import Comparison, compare
+from trunkline.runtime.parity import Comparison, clear_margin, compare
 from trunkline.runtime.progress import Progress, silent
 from trunkline.runtime.sensor.window import SensorWindow
 
@@ -71,12 +71,13 @@ def verify_against(
             progress("PyTorch reference", step * frames + index, 2 * frames)
             scored[dtype].append(reference.score(image, instructions, histories, samples)[0])
     progress("PyTorch reference", 2 * frames, 2 * frames)
-    gate = ensemble.bundle.manifest.parity
+    allowed = ensemble.allowed_score_change
+    margin = clear_margin(allowed)
     exact = np.stack(scored[torch.float32])
-    mine = compare(exact, np.stack(ours), gate.margin)
-    original = compare(exact, np.stack(scored[torch.bfloat16]), gate.margin)
-    passed = mine.max_score_change <= gate.max_score_change and mine.winners_changed == 0
-    return AgainstReport(mine, original, seed, gate.max_score_change, passed)
+    mine = compare(exact, np.stack(ours), margin)
+    original = compare(exact, np.stack(scored[torch.bfloat16]), margin)
+    passed = mine.max_score_change <= allowed and mine.winners_changed == 0
+    return AgainstReport(mine, original, seed, allowed, passed)
 
 
 def _score(

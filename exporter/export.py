@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from trunkline.calibration.defaults import FLOAT32_SCORE_CHANGE
 from trunkline.calibration.int8.compress import check_budget, compress
 from trunkline.calibration.int8.outcome import CalibrationRecord
 from trunkline.calibration.samples.draw import DrawnSamples
@@ -31,7 +32,7 @@ from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.sensor_entry import absent_features, sensor_entry
 from trunkline.exporter.stages.modules import stage_module
 from trunkline.exporter.stages.towers import TextStage
-from trunkline.exporter.stages.trace import Contract, trace
+from trunkline.exporter.stages.trace import CPU_VARIANT, Contract, trace
 from trunkline.exporter.trunk import Trunk, load_trunk
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.ensemble import load
@@ -55,10 +56,6 @@ from trunkline.runtime.manifest import (
 from trunkline.runtime.parity import ParityReport, check_parity, require_parity
 from trunkline.runtime.progress import Progress, silent
 from trunkline.runtime.text import clean
-
-#: The gate for float32 stages: largest change of a score, and the margin above which a winner must not change.
-MAX_SCORE_CHANGE = 1e-4
-MARGIN = 2e-4
 
 GOLDEN_NAME = "golden.safetensors"
 TOKENIZER_NAME = "tokenizer.json"
@@ -161,8 +158,8 @@ def build(
             if options.int8 is not None and drawn is not None:
                 calibration = compress(folder, drawn, options.int8.compress, progress)
                 parity = _measure(folder, progress)
-            if options.half:
-                add_half(folder, lambda stage: stage_module(stage, reference), progress)
+            if options.half is not None:
+                add_half(folder, lambda stage: stage_module(stage, reference), options.half, progress)
             manifest = _keep_measured(folder, parity)
     except OSError as error:
         raise ExportError(
@@ -267,7 +264,7 @@ def _draft(checkpoint: Checkpoint, trunk: Trunk, baked: tuple[str, ...] | None, 
         image=trunk.image,
         text=text,
         stages={},
-        parity=ParityEntry(GOLDEN_NAME, (), MAX_SCORE_CHANGE, MARGIN, 0.0, 0, 0),
+        parity=ParityEntry(GOLDEN_NAME, (), {CPU_VARIANT: FLOAT32_SCORE_CHANGE}, 0.0, 0, 0),
         producer={name: metadata.version(name) for name in _PRODUCERS} | {"python": platform.python_version()},
         files={},
         sensor=sensor_entry(checkpoint),

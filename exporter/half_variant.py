@@ -2,7 +2,7 @@
 
 Which values come near the end of half's range is looked up on the bundle's golden frames. Each variant is compared with
 the stage's own ``cpu`` variant where that is float32; what half precision itself does to scores is judged on the device
-that runs it.
+that runs it, by a gate of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trunkline.calibration.dataflow import Dataflow, Tensors
+from trunkline.calibration.defaults import FLOAT16_SCORE_CHANGE
 from trunkline.calibration.tensorrt_rules import violations
 from trunkline.exporter.stages.trace import Contract, capture
 from trunkline.exporter.stages.trt import TRT_VARIANT, Feed, check_trt_variant, lower_for_trt, write_trt_variant
@@ -30,12 +31,18 @@ from trunkline.runtime.progress import Progress, silent
 OLDEST_TENSORRT = "10.3"
 
 
-def add_half(folder: Path, module: Callable[[str], nn.Module], progress: Progress = silent) -> None:
+def add_half(
+    folder: Path,
+    module: Callable[[str], nn.Module],
+    allowed_score_change: float = FLOAT16_SCORE_CHANGE,
+    progress: Progress = silent,
+) -> None:
     """Writes ``stages/<stage>/trt.onnx`` for every stage, and enters it into the manifest.
 
     Args:
         folder: a bundle that nobody uses yet.
         module: what a stage of a name is traced from.
+        allowed_score_change: the variant's gate.
         progress: counts stages.
 
     Raises:
@@ -53,7 +60,8 @@ def add_half(folder: Path, module: Callable[[str], nn.Module], progress: Progres
         if all(other.precision == "float32" for other in stage.variants.values()):
             check_trt_variant(folder, name, stages[name], feeds[name])
     progress("float16 variants", len(stages), len(stages))
-    write_manifest(list_files(replace(manifest, stages=stages), folder), folder)
+    parity = replace(manifest.parity, gates={**manifest.parity.gates, TRT_VARIANT: allowed_score_change})
+    write_manifest(list_files(replace(manifest, stages=stages, parity=parity), folder), folder)
 
 
 def _require_acceptable(graph: Path, name: str) -> None:

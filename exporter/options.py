@@ -34,11 +34,12 @@ class ExportOptions:
     Attributes:
         bake: instructions to store in place of the text tower.
         int8: calibrate; None keeps every stage in float32.
-        half: write a float16 variant of every stage for GPU targets as well.
+        half: write a float16 variant of every stage for GPUs as well; by how much a score may differ there. None writes
+            none.
         overwrite: replace the output if it is a bundle.
     """
 
     bake: Sequence[str] | None = None
     int8: Int8Options | None = None
-    half: bool = False
+    half: float | None = None
     overwrite: bool = False

@@ -113,6 +113,11 @@ class Ensemble:
         entry = self.bundle.manifest.sensor
         return None if entry is None else entry.form
 
+    @property
+    def allowed_score_change(self) -> float:
+        """The parity gate of the variant that runs here: by how much a score may differ from the PyTorch ensemble's."""
+        return self.bundle.manifest.parity.gates[self.backend.VARIANT]
+
     def score(
         self,
         image: Camera | FrameFeatures,

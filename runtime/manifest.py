@@ -33,6 +33,8 @@ MAX_RANK = 8
 MAX_WINDOW = 1 << 16  # numbers of one candidate
 MAX_MEMBERS = 256
 MAX_FILES = 1024
+#: Scores are cosines.
+MAX_GATE = 2.0
 MAX_FLOAT32 = 3.4028234663852886e38
 
 #: The varying dimension of a sensor window in blocks, and how few a call may have: the first one, and two more.
@@ -162,9 +164,9 @@ class ParityEntry:
     Attributes:
         golden: safetensors file with inputs and the PyTorch ensemble's outputs.
         instructions: what the golden frames are scored under.
-        max_score_change: gate, largest allowed difference of a score.
-        margin: decisions whose two best scores are closer than this may change their winner.
-        measured_score_change: largest difference found at export.
+        gates: largest allowed difference of a score, by variant: what runs in half precision cannot keep to what
+            float32 keeps to. Decisions whose two best scores are closer than twice that may change their winner.
+        measured_score_change: largest difference found at export, in the variant of the exporting machine.
         decisions: how many were compared at export.
         winners_changed: how many changed their winner although their margin was larger.
         calibration: JSON file that says how int8 layers were chosen, None where all stages are float32.
@@ -172,8 +174,7 @@ class ParityEntry:
 
     golden: str
     instructions: tuple[str, ...]
-    max_score_change: float
-    margin: float
+    gates: dict[str, float]
     measured_score_change: float
     decisions: int
     winners_changed: int
@@ -281,6 +282,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _sensor_problems(manifest)
     shapes = [problem for stage in manifest.stages.items() for problem in _tensor_problems(*stage)]
     yield from shapes or _graph_problems(manifest)
+    yield from _variant_problems(manifest)
     if (manifest.text.tokenizer is None) == (manifest.text.baked is None):
         yield "text: exactly one of tokenizer and baked must be set"
     if (manifest.text.baked is None) != (not manifest.text.instructions):
@@ -336,8 +338,6 @@ def _number_problems(manifest: Manifest) -> Iterator[str]:
         yield f"image.fill is {shown(manifest.image.fill)}, not 0 to 255"
     if abs(manifest.actions.padding_value) > MAX_FLOAT32:
         yield f"actions.padding_value {manifest.actions.padding_value} is no float32"
-    if manifest.parity.max_score_change <= 0 or manifest.parity.margin < 0:
-        yield "parity: the gate must be positive"
 
 
 def _size_problems(manifest: Manifest) -> Iterator[str]:
@@ -347,6 +347,19 @@ def _size_problems(manifest: Manifest) -> Iterator[str]:
         yield f"actions: windows of {actions.history_length} x {actions.action_dim} are more than {MAX_WINDOW} numbers"
     if image.height * image.width > MAX_PIXELS:
         yield f"image: {image.height} x {image.width} are more than {MAX_PIXELS} pixels"
+
+
+def _variant_problems(manifest: Manifest) -> Iterator[str]:
+    """A back end runs one variant of all stages, and is judged by the gate of that variant."""
+    gates, variants = manifest.parity.gates, manifest.variants
+    for name, stage in manifest.stages.items():
+        if variants != set(stage.variants):
+            found, common = sorted(stage.variants), sorted(variants)
+            yield f"stage {shown(name)} has variants {shown(found)}, all have {shown(common)}"
+    if variants != set(gates):
+        yield f"parity.gates are for {shown(sorted(gates))}, the stages have {shown(sorted(variants))}"
+    if not all(0 < gate <= MAX_GATE for gate in gates.values()):
+        yield f"parity.gates must be positive, and at most {MAX_GATE:g}"
 
 
 def _sensor_problems(manifest: Manifest) -> Iterator[str]:

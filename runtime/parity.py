@@ -57,6 +57,11 @@ class ParityReport:
     passed: bool
 
 
+def clear_margin(allowed_score_change: float) -> float:
+    """By how much a winner must lead so that it cannot lose where scores move as far as they may."""
+    return 2 * allowed_score_change
+
+
 def compare(expected: Scores, found: Scores, margin: float) -> Comparison:
     """Compares scores (..., N) over their last dimension."""
     expected, found = expected.reshape(-1, expected.shape[-1]), found.reshape(-1, found.shape[-1])
@@ -118,7 +123,8 @@ def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityRe
         BundleError: the golden vectors are malformed.
         TrunklineError: as :meth:`Ensemble.score`.
     """
-    entry = ensemble.bundle.manifest.parity
+    allowed = ensemble.allowed_score_change
+    margin = clear_margin(allowed)
     golden = _Golden(ensemble)
     found, found_members, pixels_changed = [], [], 0
     for index in range(golden.frames):
@@ -130,21 +136,16 @@ def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityRe
         found_members.append(decision.member_scores)
     progress("golden vectors", golden.frames, golden.frames)
     scores, members_found = golden.agreeing(found), golden.agreeing(found_members)  # (F, I, N), (F, K, I, N)
-    fused = compare(golden.stacked("scores", scores.shape), scores, entry.margin)
+    fused = compare(golden.stacked("scores", scores.shape), scores, margin)
     expected_members = golden.stacked("member_scores", members_found.shape)
     members = tuple(
-        compare(expected_members[:, k], members_found[:, k], entry.margin) for k in range(expected_members.shape[1])
+        compare(expected_members[:, k], members_found[:, k], margin) for k in range(expected_members.shape[1])
     )
-    ids_changed = _ids_changed(ensemble, entry.instructions, golden)
+    ids_changed = _ids_changed(ensemble, ensemble.bundle.manifest.parity.instructions, golden)
     passed = (
-        fused.max_score_change <= entry.max_score_change
-        and fused.winners_changed == 0
-        and pixels_changed == 0
-        and ids_changed == 0
+        fused.max_score_change <= allowed and fused.winners_changed == 0 and pixels_changed == 0 and ids_changed == 0
     )
-    return ParityReport(
-        fused, members, golden.frames, pixels_changed, ids_changed, entry.max_score_change, entry.margin, passed
-    )
+    return ParityReport(fused, members, golden.frames, pixels_changed, ids_changed, allowed, margin, passed)
 
 
 def require_parity(report: ParityReport, where: object) -> None:

@@ -84,14 +84,14 @@ def bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
 def half_bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     """A bundle of :func:`checkpoint` with the ``trt`` variant beside the ``cpu`` one. Never write into it."""
     target = shared / "with_half"
-    return made_once(target, lambda: (build(checkpoint, trunk, target, options=ExportOptions(half=True)), None)[1])
+    return made_once(target, lambda: (build(checkpoint, trunk, target, options=ExportOptions(half=0.01)), None)[1])
 
 
 @pytest.fixture(scope="session")
 def sensor_bundle(shared: Path, trunk: Trunk) -> Path:
     """A bundle of two members, one with a sensor, in both variants. Never write into it."""
     target, felt = shared / "sensor_both_variants", sensor_checkpoint(head_shape(), "gated", None)
-    return made_once(target, lambda: (build(felt, trunk, target, options=ExportOptions(half=True)), None)[1])
+    return made_once(target, lambda: (build(felt, trunk, target, options=ExportOptions(half=0.01)), None)[1])
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ class Fake:
     @property
     def bundle(self) -> Any:
         sensor = None if self.sensor is None else SimpleNamespace(form=self.sensor)
-        manifest = SimpleNamespace(sensor=sensor, parity=SimpleNamespace(margin=0.0), actions=ACTIONS)
+        manifest = SimpleNamespace(sensor=sensor, actions=ACTIONS)
         return SimpleNamespace(manifest=manifest, digest=self.digest, root=Path("fake"))
 
     def score(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trunkline.calibration.defaults import INT8_AGREEMENT, INT8_SCORE_CHANGE
 from trunkline.calibration.int8.judge import Judge, Verdict
 from trunkline.calibration.int8.kernels import require_int8_kernels
 from trunkline.calibration.int8.linears import block_of
@@ -56,7 +57,7 @@ MAX_PAIRS = 600
 #: Below this, a budget is for float32: see docs/design.md.
 SMALLEST_BUDGET = 1e-4
 
-DEFAULT_BUDGET = Budget(max_score_change=0.05, min_agreement=0.97)
+DEFAULT_BUDGET = Budget(INT8_SCORE_CHANGE, INT8_AGREEMENT)
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,6 @@ def _replace(files: StageFiles, choice: Choice, plan: StagePlan, folder: Path) -
 def _finish(folder: Path, manifest: Manifest, result: CalibrationRecord) -> None:
     """Writes the record and the manifest, with the budget as the gate from now on."""
     (folder / CALIBRATION_NAME).write_bytes(record.encode(result, compact=True))
-    allowed = result.budget.max_score_change
-    # A winner can only change where two scores moved towards each other by its margin in all.
-    parity = replace(manifest.parity, calibration=CALIBRATION_NAME, max_score_change=allowed, margin=2 * allowed)
+    gates = {**manifest.parity.gates, VARIANT: result.budget.max_score_change}
+    parity = replace(manifest.parity, calibration=CALIBRATION_NAME, gates=gates)
     write_manifest(list_files(replace(manifest, parity=parity), folder), folder)

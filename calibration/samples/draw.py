@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trunkline.calibration.defaults import CALIBRATING_SAMPLES, JUDGING_SAMPLES
 from trunkline.calibration.samples.bundle_needs import BundleNeeds, check_form, check_samples
 from trunkline.calibration.samples.overlap import short_digests
 from trunkline.calibration.samples.sample import CalibrationSample, Samples
@@ -21,8 +22,6 @@ from trunkline.calibration.samples.usable import Usable, refuse_noise, refuse_un
 from trunkline.runtime.errors import DatasetError, InputError
 from trunkline.runtime.progress import Progress, silent
 
-DEFAULT_CALIBRATE = 128
-DEFAULT_JUDGE = 128
 DEFAULT_SEED = 42
 _STEP = "reading samples"
 
@@ -38,8 +37,8 @@ class DrawOptions:
         skip_unreadable: go on without pictures that cannot be read, and name them in the result.
     """
 
-    calibrate: int = DEFAULT_CALIBRATE
-    judge: int = DEFAULT_JUDGE
+    calibrate: int = CALIBRATING_SAMPLES
+    judge: int = JUDGING_SAMPLES
     seed: int = DEFAULT_SEED
     skip_unreadable: bool = False
 

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from trunkline.runtime import files
-from trunkline.runtime.backends import StageFiles
+from trunkline.runtime.backends import StageFiles, ort
 from trunkline.runtime.backends import onnxruntime as backend
 from trunkline.runtime.errors import BackendError, BundleError, InputError
 from trunkline.runtime.manifest import Stage
@@ -84,7 +84,7 @@ class Watch:
         if self._session is None:
             self._session = backend.compiled(self._files)
         taken = {value.name for value in self._session.get_inputs()}
-        wrap = backend.library().OrtValue.ortvalue_from_numpy
+        wrap = ort.library().OrtValue.ortvalue_from_numpy
         try:
             fed = {name: wrap(np.ascontiguousarray(array)) for name, array in inputs.items() if name in taken}
             return list(self._session.run_with_ort_values(self._inside, fed))

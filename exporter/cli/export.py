@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
+from trunkline.calibration.defaults import (
+    CALIBRATING_SAMPLES,
+    FLOAT16_SCORE_CHANGE,
+    INT8_AGREEMENT,
+    INT8_SCORE_CHANGE,
+    JUDGING_SAMPLES,
+)
 from trunkline.exporter.cli.options import BackboneOption, JsonOption, TrunkWeightsOption, exporter_libraries
 from trunkline.exporter.cli.output import print_json, print_table, progress_bar, say, show, size
 from trunkline.runtime.errors import InputError, InstructionError
@@ -33,9 +40,16 @@ def command(
         typer.Option("--bake", metavar="FILE", help="Instructions, one per line, to store in place of the text tower."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace BUNDLE if it is one.")] = False,
-    half: Annotated[
-        bool, typer.Option("--half", help="Also write a float16 variant for GPUs. No back end here runs it yet.")
-    ] = False,
+    half: Annotated[bool, typer.Option("--half", help="Also write a float16 variant for GPUs.")] = False,
+    half_score_change: Annotated[
+        float,
+        typer.Option(
+            "--half-score-change",
+            min=1e-6,
+            max=2.0,
+            help="By how much float16 may change a score; judged on the GPU, by `trunkline build` or `verify`.",
+        ),
+    ] = FLOAT16_SCORE_CHANGE,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write BUNDLE.html, what `trunkline report` shows, beside it.")
     ] = True,
@@ -69,15 +83,17 @@ def command(
     ] = "best",
     max_score_change: Annotated[
         float, typer.Option("--max-score-change", help="Most that a score may move.", rich_help_panel=_INT8)
-    ] = 0.05,
+    ] = INT8_SCORE_CHANGE,
     min_agreement: Annotated[
         float,
         typer.Option("--min-agreement", help="Least share of decisions with the same winner.", rich_help_panel=_INT8),
-    ] = 0.97,
+    ] = INT8_AGREEMENT,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Samples that calibrate.", rich_help_panel=_INT8)
-    ] = 128,
-    judged: Annotated[int, typer.Option("--judged", min=1, help="Decisions that judge.", rich_help_panel=_INT8)] = 128,
+    ] = CALIBRATING_SAMPLES,
+    judged: Annotated[
+        int, typer.Option("--judged", min=1, help="Decisions that judge.", rich_help_panel=_INT8)
+    ] = JUDGING_SAMPLES,
     backend: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -124,7 +140,8 @@ def command(
         raise InputError("samples are given, but nothing is calibrated", fix="pass --precision int8 as well")
     instructions = None if bake is None else read_instructions(bake)
     with progress_bar() as progress:
-        options = ExportOptions(bake=instructions, int8=int8, half=half, overwrite=overwrite)
+        allowed = half_score_change if half else None
+        options = ExportOptions(bake=instructions, int8=int8, half=allowed, overwrite=overwrite)
         exported = export(
             checkpoint, output, backbone=backbone, trunk_weights=trunk_weights, options=options, progress=progress
         )

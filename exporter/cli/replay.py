@@ -84,9 +84,10 @@ def command(
 def _replayed(log: ReplayLog, bundle: Path, backend: str | None, limit: int | None, progress: Progress) -> ReplayReport:
     from trunkline.calibration.replay import replay
     from trunkline.runtime.ensemble import load
+    from trunkline.runtime.parity import clear_margin
 
     with load(bundle, backend=backend, progress=progress) as ensemble:
-        margin = ensemble.bundle.manifest.parity.margin
+        margin = clear_margin(ensemble.allowed_score_change)
         return replay(log, ensemble, margin=margin, limit=limit, progress=progress)
 
 

@@ -60,11 +60,14 @@ def run_golden(ensemble: Ensemble, calls: Sequence[GoldenCall], progress: Progre
 
 
 def put_beside(
-    ours: tuple[BundleFacts, GoldenRun], theirs: tuple[BundleFacts, GoldenRun], latency: LatencyReport | None
+    ours: tuple[BundleFacts, GoldenRun],
+    theirs: tuple[BundleFacts, GoldenRun],
+    latency: LatencyReport | None,
+    *,
+    margin: float,
 ) -> Beside:
-    """Compares two runs of the same calls; ``latency`` is that of the other bundle."""
+    """Compares two runs of the same calls; ``latency`` is that of the other bundle, ``margin`` what a clear lead is."""
     (facts, run), (other, reference) = ours, theirs
-    margin = facts.parity.margin
     members: tuple[Comparison, ...] = ()
     if [each.digest for each in facts.members] == [each.digest for each in other.members]:
         count = range(len(facts.members))

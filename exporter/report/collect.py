@@ -59,7 +59,7 @@ def collect(
     if against is not None and run is not None:
         with load(against, backend=backend, progress=progress) as other:
             theirs = describe(other.bundle), run_golden(other, calls, progress)
-            beside = put_beside((facts, run), theirs, _timed(other, latency, progress))
+            beside = put_beside((facts, run), theirs, _timed(other, latency, progress), margin=parity.margin)
     verdict = judge(parity, name, calibration)
     return Report(FORMAT, SCHEMA, verdict, facts, describe_machine(), name, parity, calibration, timed, beside)
 

@@ -192,6 +192,6 @@ def _no_variant(wanted: list[Backend], variants: Collection[str]) -> BackendErro
         "the bundle holds no variant that the back end runs",
         where=", ".join(backend.NAME for backend in wanted),
         expected="variant " + " or ".join(needed),
-        found=", ".join(sorted(variants)) or "stages without a variant in common",
+        found=", ".join(sorted(variants)),
         fix=", or ".join(ways) or "export the bundle again",
     )

@@ -44,7 +44,7 @@ def explained(
     return ParityError(
         "the engines that were built here do not decide as the PyTorch ensemble did",
         where=f"{bundle.root}, {backend.builder.library} on {backend.builder.device}",
-        expected=f"scores within {bundle.manifest.parity.max_score_change:g} and the same winners",
+        expected=f"scores within {bundle.manifest.parity.gates[backend.builder.variant]:g} and the same winners",
         found=found,
         fix=_fix(worst, bisect, again=bool(removed)),
     )

@@ -190,7 +190,7 @@ def test_12_wrong_type(content: Any, path: tuple[str | int, ...], kind: Any) -> 
         changed = copy.deepcopy(content)
         holder, key = parent_of(changed, path)
         holder[key] = value
-        refuse(changed, "malformed|not a bundle's manifest|newer schema")
+        refuse(changed, "malformed|not a bundle's manifest|newer schema|parity.gates are for")
 
 
 # These may be left out; that they go together is tested below.
@@ -441,10 +441,22 @@ def test_baked_without_instructions(content: Any) -> None:
     refuse(content, "baked tokens and their instructions must come together")
 
 
-@pytest.mark.parametrize(("gate", "margin"), [(0, 0), (-1, 0), (1, -0.1)])
-def test_gate_that_passes_everything(content: Any, gate: float, margin: float) -> None:
-    content["parity"] |= {"max_score_change": gate, "margin": margin}
-    refuse(content, "the gate must be positive")
+@pytest.mark.parametrize("gate", [0, -1, 2.1])
+def test_gate_that_passes_everything_or_nothing(content: Any, gate: float) -> None:
+    content["parity"]["gates"] = {"cpu": gate}
+    refuse(content, "gates must be positive, and at most 2")
+
+
+@pytest.mark.parametrize("gates", [{}, {"trt": 0.01}, {"cpu": 0.01, "trt": 0.01}])
+def test_gates_of_other_variants(content: Any, gates: dict[str, float]) -> None:
+    content["parity"]["gates"] = gates
+    refuse(content, r"parity.gates are for .*, the stages have \['cpu'\]")
+
+
+def test_stages_with_different_variants(content: Any) -> None:
+    variants = content["stages"]["action"]["variants"]
+    variants["trt"] = variants.pop("cpu")
+    refuse(content, r"stage 'action' has variants \['trt'\], all have \[\]")
 
 
 def test_good_manifest_still_reads(bundle: Path, tmp_path: Path) -> None:

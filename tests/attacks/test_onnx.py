@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.bundles import copied, edit_manifest, frame, put, windows
 from trunkline.runtime import load, onnx_scan
+from trunkline.runtime.backends import names
 from trunkline.runtime.errors import BackendError, BundleError
 from trunkline.runtime.onnx_scan import MAX_GRAPH_BYTES, MAX_READ, scan
 
@@ -507,12 +508,14 @@ def test_41_weights_shorter_than_the_graph_needs(folder: Path) -> None:
 
 def test_no_variant_for_this_back_end(folder: Path) -> None:
     def change(manifest: dict[str, Any]) -> None:
-        variants = manifest["stages"]["action"]["variants"]
-        variants["trt"] = variants.pop("cpu")
+        for stage in manifest["stages"].values():
+            stage["variants"]["trt"] = stage["variants"].pop("cpu")
+        manifest["parity"]["gates"] = {"trt": 0.01}
 
     edit_manifest(folder, change)
-    with pytest.raises(BackendError, match=r"no variant that this back end runs\n.*stage action\n.*cpu\n.*trt"):
-        load(folder)
+    for name in names("cpu"):
+        with pytest.raises(BackendError, match=rf"no variant that the back end runs\n.*{name}\n.*cpu\n.*trt"):
+            load(folder, backend=name)
 
 
 def test_graph_that_the_back_end_cannot_load(folder: Path) -> None:

@@ -22,7 +22,7 @@ from trunkline.runtime.parity import check_parity
 @pytest.fixture(scope="module")
 def both(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     target = shared / "with_half"
-    return made_once(target, lambda: (build(checkpoint, trunk, target, options=ExportOptions(half=True)), None)[1])
+    return made_once(target, lambda: (build(checkpoint, trunk, target, options=ExportOptions(half=0.01)), None)[1])
 
 
 def test_every_stage_has_both_variants(both: Path, bundle: Path) -> None:

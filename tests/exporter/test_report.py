@@ -202,7 +202,7 @@ def test_a_budget_that_was_exceeded_is_said_first(bundle: Path, tmp_path: Path) 
 
 def test_a_failed_gate_is_reported(bundle: Path, tmp_path: Path) -> None:
     folder = copied(bundle, tmp_path / "wrong")
-    edit_manifest(folder, lambda manifest: manifest["parity"].update(max_score_change=1e-12))
+    edit_manifest(folder, lambda manifest: manifest["parity"]["gates"].update(cpu=1e-12))
     report = collect(folder, latency=False)
     assert not report.verdict.passed
     assert "does not decide as the PyTorch ensemble did" in report.verdict.sentence

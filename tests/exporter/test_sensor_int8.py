@@ -64,7 +64,7 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="module")
 def exported(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     target = shared / "sensor_int8"
-    options = ExportOptions(int8=int8_options(Felt()), half=True)
+    options = ExportOptions(int8=int8_options(Felt()), half=0.01)
     return made_once(target, lambda: (build(checkpoint, trunk, target, options=options), None)[1])
 
 

@@ -203,6 +203,7 @@ class TestHere:
                 for name in (variant["graph"], variant["weights"]):
                     del manifest["files"][name]  # type: ignore[attr-defined]
                     (folder / name).unlink()
+            del manifest["parity"]["gates"]["cpu"]  # type: ignore[attr-defined]
 
         edit_manifest(folder, without_cpu)
         with pytest.raises(BackendError) as caught:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.engines_kit import FakeBuilder
-from trunkline.exporter.cli import app
+from trunkline.exporter.cli import app, build
 from trunkline.runtime.backends import Missing
 from trunkline.runtime.engines.device import Device
 from trunkline.targets.building import here
@@ -133,7 +133,8 @@ def test_engines_that_decide_otherwise(bundle: Path, gpu: FakeBuilder) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_limit_that_does_not_suffice(bundle: Path) -> None:
+def test_a_limit_that_does_not_suffice(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "GB", 1000)  # such engines are small
     assert "--cache-limit" in run(bundle, "--target", "rtx-40", "--cache-limit", "0.001", code=1).stderr
     assert "Invalid value" in run(bundle, "--target", "rtx-40", "--cache-limit", "0", code=2).stderr
 

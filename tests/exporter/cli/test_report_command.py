@@ -46,7 +46,7 @@ def test_json_is_the_report(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_failed_gate_exits_with_3_after_writing(bundle: Path, tmp_path: Path) -> None:
     folder = copied(bundle, tmp_path / "wrong")
-    edit_manifest(folder, lambda manifest: manifest["parity"].update(max_score_change=1e-12))
+    edit_manifest(folder, lambda manifest: manifest["parity"]["gates"].update(cpu=1e-12))
     output = tmp_path / "report.html"
     result = CliRunner().invoke(app, ["report", str(folder), "-o", str(output), "--no-latency"])
     assert result.exit_code == 3

@@ -53,7 +53,7 @@ def test_it_is_a_back_end(trt: ModuleType) -> None:
 def bundle(half_bundle: Path, tmp_path: Path) -> Path:
     """With a gate for half precision."""
     folder = copied(half_bundle, tmp_path / "bundle")
-    edit_manifest(folder, lambda manifest: manifest["parity"].update(max_score_change=0.01))
+    edit_manifest(folder, lambda manifest: manifest["parity"]["gates"].update(trt=0.01))
     return folder
 
 
@@ -122,7 +122,7 @@ def test_from_a_bundle_to_decisions(trt: ModuleType, world: World, bundle: Path)
 
 def test_a_sensor_from_samples_to_decisions(trt: ModuleType, sensor_bundle: Path, tmp_path: Path) -> None:
     bundle = copied(sensor_bundle, tmp_path / "sensor")
-    edit_manifest(bundle, lambda manifest: manifest["parity"].update(max_score_change=0.01))
+    edit_manifest(bundle, lambda manifest: manifest["parity"]["gates"].update(trt=0.01))
     build(Bundle(bundle), TensorRtBuilder(), TARGET, cache=EngineCache())
     with load(bundle, backend="tensorrt") as ensemble:
         assert check_parity(ensemble).passed
