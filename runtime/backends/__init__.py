@@ -158,8 +158,8 @@ def choose(name: str | None, variants: Collection[str] | None = None) -> Backend
         variants: that the bundle holds; None if nobody knows yet.
 
     Raises:
-        BackendError: it is unknown, not installed, or runs none of the variants. There is no silent fallback from one
-            that was named.
+        BackendError: it is unknown, not installed, or runs none of the variants. There is no silent fallback: neither
+            from one that was named, nor, where the bundle has a variant for GPUs and there is one, to the processor.
     """
     if name is not None and name not in _MODULES:
         raise BackendError(
@@ -173,6 +173,8 @@ def choose(name: str | None, variants: Collection[str] | None = None) -> Backend
     for backend in fitting:
         found = backend.available()
         if found is None:
+            if name is None and backend.VARIANT != "trt":
+                _require_no_idle_gpu({each: why for each, why in missing.items() if each in names("trt")}, backend)
             return backend
         missing[backend.NAME] = found
     raise BackendError(
@@ -180,6 +182,30 @@ def choose(name: str | None, variants: Collection[str] | None = None) -> Backend
         expected=name or "one of " + ", ".join(missing),
         found=[f"{each}: {why.reason}" for each, why in missing.items()],
         fix=" or ".join(dict.fromkeys(why.fix for why in missing.values())),
+    )
+
+
+def _require_no_idle_gpu(missing: Mapping[str, Missing], instead: Backend) -> None:
+    """Refuses to run on the processor, slowly and in silence, what a GPU that is here could run.
+
+    Args:
+        missing: back ends for GPUs that were looked for, none of which can run.
+        instead: what would be taken.
+    """
+    if not missing:
+        return
+    from trunkline.runtime.cuda import driver  # only where somebody asks for a GPU
+
+    gpu = driver.probe()
+    if isinstance(gpu, Missing):
+        return
+    raise BackendError(
+        "there is a GPU and a bundle for it, but no back end that can use it",
+        where=gpu.name,
+        expected="one of " + ", ".join(missing),
+        found=[f"{each}: {why.reason}" for each, why in missing.items()],
+        fix=" or ".join(dict.fromkeys(why.fix for why in missing.values()))
+        + f"; or name a back end for the processor: {instead.NAME}",
     )
 
 

@@ -28,6 +28,7 @@ from trunkline.runtime.cuda import driver
 from trunkline.runtime.errors import BackendError
 
 DRIVER = SimpleNamespace(name="a GPU")
+ORIN = driver.DriverFacts("Orin", (8, 7), 8 << 30, True, "0" * 32, (12, 6), "36.4, CUDA 12.6")
 NO_DRIVER = Missing("no NVIDIA driver: libcuda.so.1", "install the NVIDIA driver")
 #: What no message may hold: where to get things is said in words.
 HOSTS = ("http", "www.", ".com", ".org")
@@ -218,6 +219,17 @@ class TestHere:
     def test_both_variants_run_on_the_processor(self, half_bundle: Path) -> None:
         with load(half_bundle) as ensemble:
             assert ensemble.backend.VARIANT == "cpu"
+
+    def test_an_idle_gpu_is_an_error(self, half_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody wants the slow robot that a forgotten package would give."""
+        monkeypatch.setattr(driver, "probe", lambda: ORIN)
+        with pytest.raises(BackendError) as caught:
+            load(half_bundle)
+        for part in ("there is a GPU and a bundle for it", "Orin", "CUDAExecutionProvider", "[gpu]", "processor: "):
+            assert part in str(caught.value)
+        for folder, asked in ((half_bundle, "onnxruntime"), (bundle, None)):  # asked for by name; nothing for GPUs
+            with load(folder, backend=asked) as ensemble:
+                assert ensemble.backend.VARIANT == "cpu"
 
 
 def test_a_bundle_without_half_variants(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
