@@ -14,10 +14,11 @@ import onnx
 from numpy.typing import NDArray
 
 from trunkline.runtime.backends import Arrays, Session, StageFiles, onnxruntime
-from trunkline.runtime.engines import attestation, key
-from trunkline.runtime.engines.attestation import Attestation, EngineSet, ParityRun, Pinned
+from trunkline.runtime.engines import attestation, key, sets
+from trunkline.runtime.engines.attestation import Attestation, ParityRun
 from trunkline.runtime.engines.device import Device, Library
 from trunkline.runtime.engines.key import EngineKey
+from trunkline.runtime.engines.sets import EngineSet, Pinned
 from trunkline.runtime.engines.settings import BuildRequest, BuildSettings, BuiltEngine, Rows
 from trunkline.runtime.errors import BackendError
 from trunkline.runtime.manifest import Stage
@@ -40,6 +41,7 @@ class FakeBuilder:
         faults: factors that results of nodes are multiplied with, by the node's name.
         built: stages that were compiled, in order.
         measured: timing caches that were handed in.
+        settings: how each was compiled.
     """
 
     faults: Mapping[str, float] = field(default_factory=dict)
@@ -48,12 +50,14 @@ class FakeBuilder:
     variant: str = "cpu"
     built: list[str] = field(default_factory=list)
     measured: list[bytes] = field(default_factory=list)
+    settings: list[BuildSettings] = field(default_factory=list)
 
     def build(self, request: BuildRequest, progress: Progress) -> BuiltEngine:
         files = request.stage
         progress(f"compiling {files.name}", 0, 1)
         self.built.append(files.name)
         self.measured.append(request.timing_cache)
+        self.settings.append(request.settings)
         level = request.settings.optimization_level
         head = json.dumps({"name": files.name, "folder": str(files.folder), "level": level}).encode()
         plan = head + b"\n" + spoilt(files.graph, self.faults)
@@ -121,7 +125,7 @@ def a_run(passed: bool = True, bundle: str = BUNDLE) -> ParityRun:
 
 def attested(made: EngineKey, plan: bytes, parity: ParityRun | None = None) -> Attestation:
     return Attestation(
-        attestation.ATTESTATION_FORMAT,
+        attestation.FORMAT,
         attestation.SCHEMA,
         made,
         plan_bytes=len(plan),
@@ -136,5 +140,5 @@ def attested(made: EngineKey, plan: bytes, parity: ParityRun | None = None) -> A
 
 def a_set(engines: Mapping[str, Attestation], bundle: str = BUNDLE) -> EngineSet:
     pinned = {stage: Pinned(each.key, each.plan_sha256) for stage, each in engines.items()}
-    made = attestation.SET_FORMAT, attestation.SCHEMA, bundle, LIBRARY, DEVICE
+    made = sets.FORMAT, sets.SCHEMA, bundle, LIBRARY, DEVICE
     return EngineSet(*made, engines=pinned, parity=a_run(bundle=bundle), verified="2026-01-01T00:00:00+00:00")

@@ -42,6 +42,10 @@ def command(
     verify_only: Annotated[
         bool, typer.Option("--verify-only", help="Run the golden vectors on the engines in use; compile nothing.")
     ] = False,
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="For TensorRT's lean runtime, which is small. May be slower."),
+    ] = False,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="If the engines decide otherwise, compile parts to find the layer.")
     ] = False,
@@ -64,6 +68,8 @@ def command(
 
         trunkline build bundle/ --bisect
 
+        trunkline build bundle/ --version-compatible
+
         trunkline build bundle/ --verify-only
     """
     from trunkline.runtime.bundle import Bundle
@@ -80,7 +86,7 @@ def command(
         if verify_only:
             report = verify_again(opened, bench.builder, cache=engines, bisect=bisect, progress=progress)
         else:
-            wanted = bench.target(opened)
+            wanted = bench.target(opened, version_compatible=version_compatible)
             report = build(opened, bench.builder, wanted, cache=engines, bisect=bisect, progress=progress)
     if json:
         print_json({"report": report, "cache": engines.root})

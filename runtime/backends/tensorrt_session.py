@@ -57,8 +57,8 @@ RECENT, OFTEN = 32, 3
 REBUILD = "run `trunkline build BUNDLE` on this device, which builds the engine again"
 #: The lean runtime runs no others.
 REBUILD_FOR_LEAN = (
-    "run `trunkline build BUNDLE` where the full TensorRT of this version is installed, with version_compatible set in "
-    "the target"
+    "run `trunkline build BUNDLE --version-compatible` on this device, where the full TensorRT of this version is "
+    "installed"
 )
 
 #: Letters of varying dimensions with their sizes, in alphabetical order.

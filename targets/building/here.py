@@ -6,7 +6,7 @@ package indexes call TensorRT is not made for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from trunkline.runtime.backends import Missing
@@ -43,15 +43,20 @@ class Workbench:
     chosen: Chosen
     builder: Builder
 
-    def target(self, bundle: Bundle) -> Target:
+    def target(self, bundle: Bundle, *, version_compatible: bool = False) -> Target:
         """What to build of a bundle.
+
+        Args:
+            bundle: an opened bundle.
+            version_compatible: whether the lean runtime may run the engines.
 
         Raises:
             TargetError: nothing is compiled for the profile.
         """
         profile = self.chosen.profile
         memory = Memory(partial(building_bytes, bundle, profile, BACKEND), partial(_free_bytes, profile))
-        return Target(profile.name, profile.settings(), memory)
+        settings = replace(profile.settings(), version_compatible=version_compatible)
+        return Target(profile.name, settings, memory)
 
 
 def workbench(target: str = AUTO) -> Workbench:

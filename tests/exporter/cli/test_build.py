@@ -106,6 +106,13 @@ def test_a_build_and_another(bundle: Path, gpu: FakeBuilder, tmp_path: Path) -> 
     assert gpu.built == STAGES
 
 
+def test_for_the_lean_runtime(bundle: Path, gpu: FakeBuilder) -> None:
+    run(bundle, "--target", "rtx-40")
+    run(bundle, "--target", "rtx-40", "--version-compatible")
+    assert gpu.built == STAGES * 2  # other settings are other engines
+    assert [each.version_compatible for each in gpu.settings] == [False] * 4 + [True] * 4
+
+
 @pytest.mark.usefixtures("gpu")
 def test_engines_elsewhere_say_how_they_are_found(bundle: Path, tmp_path: Path) -> None:
     text = run(bundle, "--target", "rtx-40", "--cache", tmp_path / "other").stdout

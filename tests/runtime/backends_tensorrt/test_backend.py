@@ -168,7 +168,7 @@ def test_the_lean_runtime_runs_no_other_engines(install: Install, tmp_path: Path
     install(NEWEST)
     files = small(tmp_path / "stage")
     plan = TensorRtBuilder().build(request_for(files)).plan
-    with pytest.raises(BackendError, match=r"(?s)Unexpected call to stub loadRunner.*version_compatible"):
+    with pytest.raises(BackendError, match=r"(?s)Unexpected call to stub loadRunner.*--version-compatible"):
         TensorRtSession(install(NEWEST, "lean"), plan, files.stage)
 
 
