@@ -83,7 +83,7 @@ _ONNXRUNTIME = Footprint(
 
 #: OpenVINO keeps matrices that are no linear layers once for a single row and once for several.
 _OPENVINO = Footprint(
-    process=Process(125 * _MIB),
+    process=Process(160 * _MIB),
     weights={**_ONCE, "table": 0.0, "matrices": 2.0, "folded": 3.0},
     node_bytes=60 << 10,
     activations=2.0,
