@@ -2,9 +2,9 @@
 
 ONNX Runtime is published as several distributions that install one package: ``onnxruntime`` computes on processors,
 ``onnxruntime-gpu`` on GPUs, too. Installed side by side they overwrite each other's files, and whichever came last is
-there. For Jetsons there is no ``onnxruntime-gpu`` on the public registry. And where the right one is installed, its
-provider is a library of its own that needs CUDA, cuDNN or TensorRT: if one of them is missing, ONNX Runtime writes a
-line to stderr and computes on the processor.
+there. What the public registry has of ``onnxruntime-gpu`` for ARM holds no kernels for Orin or Thor. And where the
+right one is installed, its provider is a library of its own that needs CUDA, cuDNN or TensorRT: if one of them is
+missing, ONNX Runtime writes a line to stderr and computes on the processor.
 
 So the reasons are told apart before a session is made: the package, its providers, the driver, and only then, since it
 maps hundreds of megabytes, the provider's library.
@@ -30,7 +30,8 @@ _OTHERS = ("onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn", "o
 _INSTALL = "pip install 'trunkline[gpu]'"
 _INSTALL_ON_ARM = (
     "install the onnxruntime-gpu wheel that NVIDIA's Jetson package index, or your own build, has for this JetPack and "
-    "Python (the public registry has none for this processor); or use the back end tensorrt, which needs none"
+    "Python (those of the public registry have no kernels for Orin or Thor); or use the back end tensorrt, which needs "
+    "none"
 )
 
 #: Libraries of a provider, each loaded before the next.
