@@ -7,7 +7,7 @@ given its name. Whatever goes wrong before that leaves nothing that looks like a
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from trunkline.calibration.defaults import FLOAT32_SCORE_CHANGE
 from trunkline.calibration.int8.compress import check_budget, compress
 from trunkline.calibration.int8.outcome import CalibrationRecord
+from trunkline.calibration.int8.recipe import Recipe
 from trunkline.calibration.samples.draw import DrawnSamples
 from trunkline.exporter.checkpoint.doctor import refuse_fatal
 from trunkline.exporter.checkpoint.findings import Finding
@@ -154,12 +155,14 @@ def build(
             reference = PyTorchEnsemble(trunk, checkpoint)
             _write(draft, reference, folder, drawn, progress)
             parity = _measure(folder, progress)
-            calibration = None
+            calibration: CalibrationRecord | None = None
+            recipes: Mapping[str, Recipe] = {}
             if options.int8 is not None and drawn is not None:
-                calibration = compress(folder, drawn, options.int8.compress, progress)
+                compressed = compress(folder, drawn, options.int8.compress, progress)
+                calibration, recipes = compressed.record, compressed.recipes
                 parity = _measure(folder, progress)
             if options.half is not None:
-                add_half(folder, lambda stage: stage_module(stage, reference), options.half, progress)
+                add_half(folder, lambda stage: stage_module(stage, reference), options.half, recipes, progress)
             manifest = _keep_measured(folder, parity)
     except OSError as error:
         raise ExportError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trunkline.calibration.defaults import FLOAT16_SCORE_CHANGE
 from trunkline.calibration.int8.compress import CompressOptions
 from trunkline.calibration.samples.draw import DrawOptions
 from trunkline.calibration.samples.sample import Samples
@@ -28,18 +29,31 @@ class Int8Options:
 
 
 @dataclass(frozen=True)
+class HalfOptions:
+    """The variant for GPUs: float16 with float32 islands.
+
+    Attributes:
+        allowed_score_change: its gate, by which the device judges it.
+        int8: the layers that are int8 for processors are int8 here, too, with the same ranges; the gate is at least the
+            budget of int8 then.
+    """
+
+    allowed_score_change: float = FLOAT16_SCORE_CHANGE
+    int8: bool = False
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """Attributes are independent of each other.
 
     Attributes:
         bake: instructions to store in place of the text tower.
         int8: calibrate; None keeps every stage in float32.
-        half: write a float16 variant of every stage for GPUs as well; by how much a score may differ there. None writes
-            none.
+        half: write a variant of every stage for GPUs as well; None writes none.
         overwrite: replace the output if it is a bundle.
     """
 
     bake: Sequence[str] | None = None
     int8: Int8Options | None = None
-    half: float | None = None
+    half: HalfOptions | None = None
     overwrite: bool = False

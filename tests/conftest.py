@@ -7,16 +7,26 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.half_stages import write_single
 from tests.kit import random_checkpoint, sensor_checkpoint
+from tests.samples_kit import ACTIONS, InMemory, scene
 from tests.trunks import head_shape, save_trunk
+from trunkline.calibration.int8.compress import CompressOptions
+from trunkline.calibration.int8.outcome import Budget
+from trunkline.calibration.samples.draw import DrawOptions
+from trunkline.calibration.samples.synthetic import windows
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.export import build
-from trunkline.exporter.options import ExportOptions
+from trunkline.exporter.options import ExportOptions, HalfOptions, Int8Options
 from trunkline.exporter.trunk import Trunk, load_trunk
 from trunkline.runtime import Ensemble, load
+
+WITH_HALF = ExportOptions(half=HalfOptions(0.01))
+#: Random heads: what matters is the path, not how good the decisions are.
+LOOSE_BUDGET = Budget(max_score_change=0.5, min_agreement=0.2)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -84,14 +94,25 @@ def bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
 def half_bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     """A bundle of :func:`checkpoint` with the ``trt`` variant beside the ``cpu`` one. Never write into it."""
     target = shared / "with_half"
-    return made_once(target, lambda: (build(checkpoint, trunk, target, options=ExportOptions(half=0.01)), None)[1])
+    return made_once(target, lambda: (build(checkpoint, trunk, target, options=WITH_HALF), None)[1])
+
+
+@pytest.fixture(scope="session")
+def half_int8_bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
+    """A bundle of :func:`checkpoint` with int8 in both variants. Never write into it."""
+    target = shared / "half_int8"
+    samples = InMemory([scene(index) for index in range(18)], histories=windows(np.random.default_rng(1), 6, ACTIONS))
+    compress = CompressOptions(LOOSE_BUDGET)
+    int8 = Int8Options(samples, draw=DrawOptions(calibrate=10, judge=6), compress=compress)
+    options = ExportOptions(int8=int8, half=HalfOptions(0.01, int8=True))
+    return made_once(target, lambda: (build(checkpoint, trunk, target, options=options), None)[1])
 
 
 @pytest.fixture(scope="session")
 def sensor_bundle(shared: Path, trunk: Trunk) -> Path:
     """A bundle of two members, one with a sensor, in both variants. Never write into it."""
     target, felt = shared / "sensor_both_variants", sensor_checkpoint(head_shape(), "gated", None)
-    return made_once(target, lambda: (build(felt, trunk, target, options=ExportOptions(half=0.01)), None)[1])
+    return made_once(target, lambda: (build(felt, trunk, target, options=WITH_HALF), None)[1])
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from trunkline.calibration.int8.outcome import (
     SampleSummary,
     ScorePairs,
 )
+from trunkline.calibration.int8.recipe import Recipe
 from trunkline.calibration.int8.rules import CPU, PlacementRules
 from trunkline.calibration.int8.search import Assignment, SearchResult, cost_ms, search
 from trunkline.calibration.int8.stage_inputs import StageInputs
@@ -97,9 +98,17 @@ def check_budget(budget: Budget) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Compressed:
+    """What :func:`compress` did: the record in the bundle, and how to do the same to another variant, by stage."""
+
+    record: CalibrationRecord
+    recipes: Mapping[str, Recipe]
+
+
 def compress(
     folder: Path, samples: DrawnSamples, options: CompressOptions | None = None, progress: Progress = silent
-) -> CalibrationRecord:
+) -> Compressed:
     """Rewrites the float32 bundle in ``folder``, which nobody may be using, as int8.
 
     Args:
@@ -129,7 +138,7 @@ def compress(
         # Closed by now, so that nothing maps the files that are replaced.
         stages = {name: _replace(files, found.assignment[name], plans[name], folder) for name, files in written.items()}
     _finish(folder, replace(manifest, stages={**manifest.stages, **stages}), result)
-    return result
+    return Compressed(result, {name: plans[name].recipe(choice) for name, choice in found.assignment.items()})
 
 
 def make_plans(

@@ -9,7 +9,8 @@ channel, the input is divided by s and the weight's rows are multiplied by it. S
 
 1. a ``LayerNormalization``: its scale and bias are divided;
 2. another linear layer, directly or through ReLU, which commutes with positive factors: its columns are divided;
-3. the value part of a projection, through attention: attention mixes tokens, never channels.
+3. the value part of a projection, through attention, be it one operator or its second product: attention mixes tokens,
+   never channels.
 
 Between source and layer there may be operators that only move numbers. Which channel arrives where is found by sending
 channel numbers along that path. A source is left alone if anything else reads its channels, such as a residual sum.
@@ -107,7 +108,7 @@ def _site(linears: tuple[Linear, ...], by_output: Mapping[int, Linear]) -> Site 
         if step is None:
             return None
         path.append(node)
-        upstream = node.inputs[2 if node.op_type == "Attention" else 0]
+        upstream = _upstream(node)
         if upstream is None or upstream.is_graph_output() or not _only_reader(upstream, node):
             return None
         value = upstream
@@ -141,7 +142,7 @@ def _read_elsewhere(value: ir.Value, path: Sequence[ir.Node], channels: set[int]
     """Whether another branch beside the path takes some of these channels."""
     numbers = _numbered(value)
     for node in reversed(path):
-        current = node.inputs[2 if node.op_type == "Attention" else 0]
+        current = _upstream(node)
         for use in current.uses() if current is not None else ():
             if use.node is not node and channels & set(np.unique(_STEPS[use.node.op_type](use.node, numbers)).tolist()):
                 return True
@@ -166,7 +167,19 @@ def _integers(node: ir.Node, place: int) -> list[int]:
     return [int(number) for number in np.atleast_1d(value.const_value.numpy())]
 
 
+def _upstream(node: ir.Node) -> ir.Value | None:
+    """The input whose channels a node on a path hands on."""
+    return node.inputs[_CHANNELS_FROM.get(node.op_type, 0)]
+
+
 def _keep(node: ir.Node, numbers: Channels) -> Channels:
+    return numbers
+
+
+def _mix_rows(node: ir.Node, numbers: Channels) -> Channels:
+    """A product from the left: what comes out of a column was in that column, of some row."""
+    if not (numbers == numbers[..., :1, :]).all():
+        raise ValueError("rows hold different channels")
     return numbers
 
 
@@ -204,11 +217,14 @@ def _gather(node: ir.Node, numbers: Channels) -> Channels:
     return np.take(numbers, index.const_value.numpy(), axis=axis)
 
 
-#: What each operator on a path does to the channels of its input (of attention: of its values).
+#: Where it is not the first input.
+_CHANNELS_FROM = {"Attention": 2, "MatMul": 1}
+#: What each operator on a path does to the channels of its input.
 _STEPS: dict[str, Callable[[ir.Node, Channels], Channels]] = {
     "Identity": _keep,
     "Relu": _keep,
     "Attention": _keep,
+    "MatMul": _mix_rows,
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Squeeze": _squeeze,

@@ -7,15 +7,18 @@ what the search for a mixed precision does over and over.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from trunkline.calibration.int8.linears import Linear, block_of, find_linears, normalise
 from trunkline.calibration.int8.outcome import LayerPrecision
 from trunkline.calibration.int8.placement import place_int8, storable
 from trunkline.calibration.int8.ranges import SMALLEST_THRESHOLD, Method, decibels, layer_error
+from trunkline.calibration.int8.recipe import Recipe
 from trunkline.calibration.int8.rules import PlacementRules
 from trunkline.calibration.int8.smoothing import Site, find_sites, smooth
 from trunkline.calibration.int8.smoothing_strength import ALPHAS, Smoothing, choose_smoothing
@@ -90,6 +93,7 @@ class StagePlan:
         graph: the prepared float32 graph.
         layers: by name, in the order of the graph.
         others: other initializers that can be stored as int8.
+        factors: what was divided out of the layers' inputs, as in :class:`Recipe`.
     """
 
     name: str
@@ -97,16 +101,23 @@ class StagePlan:
     graph: Path
     layers: Mapping[str, LayerPlan]
     others: tuple[str, ...]
+    factors: Mapping[frozenset[str], NDArray[np.float32]] = field(default_factory=dict)
 
     def lowest(self) -> Choice:
         """Everything in int8: layers in arithmetic, other large tensors in the file."""
         layers: dict[str, LayerPrecision] = dict.fromkeys(self.layers, "int8")
         return {**layers, **dict.fromkeys(self.others, "stored")}
 
+    def recipe(self, choice: Choice) -> Recipe:
+        """The layers that a choice has in int8, for another variant of the stage."""
+        thresholds = {name: self.layers[name].threshold for name, kind in choice.items() if kind == "int8"}
+        factors = {names: each for names, each in self.factors.items() if names & set(thresholds)}
+        return Recipe(thresholds, factors)
+
     def write(self, choice: Choice, folder: Path) -> StageFiles:
         """Writes the stage as ``cpu.onnx`` and ``cpu.weights``; what ``choice`` does not name stays float32."""
         model = ir.load(self.graph)
-        thresholds = {name: self.layers[name].threshold for name, kind in choice.items() if kind == "int8"}
+        thresholds = self.recipe(choice).thresholds
         matrices = {linear.name: str(linear.weight.name) for linear in find_linears(model)}
         stored = [matrices.get(name, name) for name, kind in choice.items() if kind == "stored"]
         place_int8(model, thresholds, stored)
@@ -153,7 +164,12 @@ def make_plan(
         layers[linear.name] = _layer(linear, statistics[value], chosen[value], runs)
     others = tuple(storable(model, layers))
     save(model, folder)
-    return StagePlan(stage.name, stage.stage, folder / "cpu.onnx", layers, others)
+    factors = {
+        frozenset(linear.name for linear in linears if linear.input.name == value): choice.factors
+        for value, choice in chosen.items()
+        if choice.alpha is not None
+    }
+    return StagePlan(stage.name, stage.stage, folder / "cpu.onnx", layers, others, factors)
 
 
 def save(model: ir.Model, folder: Path) -> None:

@@ -41,6 +41,10 @@ def command(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace BUNDLE if it is one.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Also write a float16 variant for GPUs.")] = False,
+    half_int8: Annotated[
+        bool,
+        typer.Option("--half-int8", help="Also int8 in the variant for GPUs, with --precision int8. Measure the gain."),
+    ] = False,
     half_score_change: Annotated[
         float,
         typer.Option(
@@ -127,7 +131,7 @@ def command(
         from trunkline.calibration.int8.stage_plan import RangeOptions
         from trunkline.calibration.samples.draw import DrawOptions
         from trunkline.exporter.export import export
-        from trunkline.exporter.options import ExportOptions
+        from trunkline.exporter.options import ExportOptions, HalfOptions
     int8 = None
     if precision == "int8":
         compress = CompressOptions(
@@ -138,10 +142,12 @@ def command(
         int8 = _int8(calibrate, images, judge, DrawOptions(samples, judged, skip_unreadable=skip_unreadable), compress)
     elif calibrate or images or judge:
         raise InputError("samples are given, but nothing is calibrated", fix="pass --precision int8 as well")
+    elif half_int8:
+        raise InputError("int8 for GPUs takes its ranges from a calibration", fix="pass --precision int8 as well")
     instructions = None if bake is None else read_instructions(bake)
     with progress_bar() as progress:
-        allowed = half_score_change if half else None
-        options = ExportOptions(bake=instructions, int8=int8, half=allowed, overwrite=overwrite)
+        for_gpus = HalfOptions(half_score_change, int8=half_int8) if half or half_int8 else None
+        options = ExportOptions(bake=instructions, int8=int8, half=for_gpus, overwrite=overwrite)
         exported = export(
             checkpoint, output, backbone=backbone, trunk_weights=trunk_weights, options=options, progress=progress
         )

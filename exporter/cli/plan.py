@@ -10,6 +10,7 @@ from trunkline.exporter.cli.options import BackendOption, BundleArgument, JsonOp
 from trunkline.exporter.cli.output import print_json, print_table, progress_bar, show
 
 if TYPE_CHECKING:
+    from trunkline.targets.detect import Recognition
     from trunkline.targets.plan import Plan
 
 TargetOption = Annotated[
@@ -40,13 +41,26 @@ def command(
         opened = Bundle(bundle, progress=progress)
     plan = make_plan(opened, chosen.profile, backend=backend, machine=chosen.machine)
     if json:
-        print_json({"plan": plan, "ready": plan.ready, "how": chosen.recognition.how if chosen.recognition else None})
+        print_json({"plan": plan, "ready": plan.ready, "this_machine": _facts(chosen.recognition)})
     else:
-        if chosen.recognition is not None:
-            show("this machine: " + "; ".join(chosen.recognition.how))
+        _show_recognition(chosen.recognition)
         _show(plan)
     if not plan.ready:
         raise typer.Exit(1)
+
+
+def _facts(recognition: Recognition | None) -> dict[str, object] | None:
+    if recognition is None:
+        return None
+    return {"exact": recognition.exact, "how": recognition.how, "concerns": recognition.concerns}
+
+
+def _show_recognition(recognition: Recognition | None) -> None:
+    if recognition is None:
+        return
+    show("this machine: " + "; ".join(recognition.how))
+    for concern in recognition.concerns:
+        show(f"but: {concern}", "yellow")
 
 
 def _show(plan: Plan) -> None:

@@ -79,7 +79,7 @@ def _print_json(known: Mapping[str, Profile], machine: Machine, found: Recogniti
 def _print(known: Mapping[str, Profile], found: Recognition | TargetError) -> None:
     here = None if isinstance(found, Exception) else found.profile.name
     rows = [_row(profile, profile.name == here) for profile in known.values()]
-    print_table("targets", ["", "name", "device", "memory", "for a bundle", "TensorRT", "precision"], rows)
+    print_table("targets", ["name", "device", "memory", "for a bundle"], rows)
     if isinstance(found, Exception):
         show(str(found), "yellow")
         return
@@ -91,15 +91,9 @@ def _print(known: Mapping[str, Profile], found: Recognition | TargetError) -> No
 
 def _row(profile: Profile, here: bool) -> list[str]:
     memory = profile.memory
-    versions = [each.tensorrt for each in profile.software if each.tensorrt is not None]
-    tensorrt = ", ".join(str(each) for each in versions) or "-"
-    default = [name for name, each in profile.precisions.items() if each.use == "default"]
     return [
-        "*" if here else "",
-        profile.name,
+        profile.name + (" *" if here else ""),
         profile.title if profile.unsupported is None else f"{profile.title}: not supported",
         f"{memory.total_bytes / 2**30:.0f} GiB" + (" shared" if memory.shared_with_cpu else ""),
         f"{memory.free_bytes / 2**30:.1f} GiB" if profile.unsupported is None else "-",
-        tensorrt,
-        ", ".join(default) or "-",
     ]

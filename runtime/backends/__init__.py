@@ -34,7 +34,7 @@ _FASTEST_FIRST = (
     *(("openvino", "onnxruntime") if _X86 else ("onnxruntime", "openvino")),
 )
 #: Nobody gets these without asking: they compile for minutes when a bundle is first loaded.
-_ONLY_BY_NAME = frozenset({"onnxruntime-tensorrt"})
+ONLY_BY_NAME = frozenset({"onnxruntime-tensorrt"})
 _MODULES = {name: f"trunkline.runtime.backends.{name.replace('-', '_')}" for name in _FASTEST_FIRST}
 
 #: How a bundle gets a variant that it lacks.
@@ -165,11 +165,11 @@ def choose(name: str | None, variants: Collection[str] | None = None) -> Backend
         raise BackendError(
             "there is no such back end", expected=", ".join(_MODULES), found=name, fix="leave it out for the fastest"
         )
-    wanted = [named(name)] if name else [named(each) for each in names() if each not in _ONLY_BY_NAME]
+    wanted = [named(name)] if name else [named(each) for each in names() if each not in ONLY_BY_NAME]
     fitting = [each for each in wanted if variants is None or each.VARIANT in variants]
     if not fitting:
         raise _no_variant(wanted, variants or ())
-    missing = {}
+    missing: dict[str, Missing] = {}
     for backend in fitting:
         found = backend.available()
         if found is None:

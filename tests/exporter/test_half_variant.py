@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import made_once
+from tests.conftest import WITH_HALF, made_once
 from trunkline.calibration.tensorrt_rules import violations
 from trunkline.exporter import half_variant
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.export import build
-from trunkline.exporter.options import ExportOptions
 from trunkline.exporter.trunk import Trunk
 from trunkline.runtime import load, onnx_scan
 from trunkline.runtime.bundle import Bundle
@@ -22,7 +21,7 @@ from trunkline.runtime.parity import check_parity
 @pytest.fixture(scope="module")
 def both(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     target = shared / "with_half"
-    return made_once(target, lambda: (build(checkpoint, trunk, target, options=ExportOptions(half=0.01)), None)[1])
+    return made_once(target, lambda: (build(checkpoint, trunk, target, options=WITH_HALF), None)[1])
 
 
 def test_every_stage_has_both_variants(both: Path, bundle: Path) -> None:

@@ -20,7 +20,7 @@ from trunkline.calibration.samples.synthetic import stream, windows
 from trunkline.calibration.tensorrt_rules import violations
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.export import build
-from trunkline.exporter.options import ExportOptions, Int8Options
+from trunkline.exporter.options import ExportOptions, HalfOptions, Int8Options
 from trunkline.exporter.trunk import Trunk
 from trunkline.runtime import Ensemble, load
 from trunkline.runtime.backends import named, names
@@ -64,7 +64,7 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="module")
 def exported(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     target = shared / "sensor_int8"
-    options = ExportOptions(int8=int8_options(Felt()), half=0.01)
+    options = ExportOptions(int8=int8_options(Felt()), half=HalfOptions(0.01, int8=True))
     return made_once(target, lambda: (build(checkpoint, trunk, target, options=options), None)[1])
 
 

@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on(bundle: Path, compressed: Path, tmp_path: Pa
 def test_samples_without_windows_leave_the_action_encoder_alone(bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(bundle, folder)
-    record = compress(folder, drawn(bundle, histories=False), options())
+    record = compress(folder, drawn(bundle, histories=False), options()).record
     kinds = {stage: {each.precision for each in record.layers if each.stage == stage} for stage in ("vision", "action")}
     assert "int8" in kinds["vision"]
     assert "int8" not in kinds["action"]
