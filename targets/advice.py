@@ -75,10 +75,11 @@ def _changes(case: Case, free_bytes: int) -> Iterator[_Change]:
             "is an error then",
             _without_text,
         )
-    if any(map(_has_floats, case.stages)):
+    if all(map(_is_float, case.stages)):
+        words = "--precision int8" + (" --half-int8" if VARIANTS[case.backend] == "trt" else "")
         yield _Change(
             "int8",
-            "linear layers in int8: `trunkline export --precision int8 --calibrate DATA`; the gate judges decisions",
+            f"linear layers in int8: `trunkline export {words} --calibrate DATA`; the gate judges decisions",
             _in_int8,
         )
     if len(case.manifest.members) > 1:
@@ -96,8 +97,9 @@ def _changes(case: Case, free_bytes: int) -> Iterator[_Change]:
             yield _Change(name, f"run it on another back end: --backend {name}", _on(name))
 
 
-def _has_floats(facts: StageFacts) -> bool:
-    return facts.variant == "cpu" and any(each.kind == "linear" for each in facts.needs.weights)
+def _is_float(facts: StageFacts) -> bool:
+    """Where some stages are int8 already, a search has left the others as they are for a reason."""
+    return facts.precision in ("float32", "float16")
 
 
 def _without_text(case: Case) -> Case:

@@ -5,8 +5,8 @@ Questions are asked in this order; the first that applies decides, and its answe
 1. Does the device tree name a module? Then it is that Jetson.
 2. Does the device tree name a Jetson's chip? Then it is the nearest profile of the same chip: the largest whose memory
    is not larger than this machine's.
-3. Is this a Jetson whose device tree cannot be seen, as in some containers? Then the driver's compute capability and
-   memory tell, or nobody.
+3. Is this a Jetson whose device tree cannot be seen, as in most containers? ``/etc/nv_tegra_release`` is there, or the
+   GPU shares memory with the processor. Then the driver's compute capability and memory tell, or nobody.
 4. Is there another GPU? Then its name tells; else the nearest profile of the same compute capability.
 5. Otherwise the processor's architecture tells.
 
@@ -103,15 +103,14 @@ def _jetson(machine: Machine, known: list[Profile]) -> Recognition | None:
     names = _words(machine.compatible)
     fitting = [each for each in known if names & set(each.recognised_by.modules)]
     if fitting:
-        (module, *_) = sorted(names & set(fitting[0].recognised_by.modules))
-        how = [board, f"module {module} is {fitting[0].title}"]
-        return Recognition(fitting[0], True, (*how, *_others(fitting)))
+        module = min(names & set(fitting[0].recognised_by.modules))
+        return Recognition(fitting[0], True, (board, f"module {module} is {fitting[0].title}", *_others(fitting)))
     same_chip = [each for each in known if each.recognised_by.chip in names]
     if not same_chip:
         if any(name.startswith("tegra") for name in names):
             raise _unknown(machine, "this is a Jetson, or another device with an NVIDIA chip, that no profile is for")
         return None
-    nearest, why = _nearest(same_chip, machine.memory_bytes)
+    nearest, why = _nearest(same_chip, _board_bytes(machine))
     of_chip = f"no profile names this module; of those of its chip, {nearest.recognised_by.chip}, {why}"
     return Recognition(nearest, False, (board, of_chip))
 
@@ -123,18 +122,24 @@ def _words(compatible: Iterable[str]) -> set[str]:
 
 def _hidden_jetson(machine: Machine, known: list[Profile]) -> Recognition | None:
     """Case 3."""
-    if machine.l4t is None:
-        return None
-    release = f"/etc/nv_tegra_release: Jetson Linux {machine.l4t}"
     gpu = machine.gpu
+    if machine.l4t is None and not (gpu and gpu.integrated):
+        return None
     if gpu is None or gpu.compute_capability is None:
         raise _unknown(machine, "this is a Jetson, but neither device tree nor driver tell which one")
     same = [each for each in known if each.kind == "jetson" and each.compute_capability == gpu.compute_capability]
     if not same:
-        raise _unknown(machine, "this is a Jetson that no profile is for")
-    nearest, why = _nearest(same, machine.memory_bytes)
+        raise _unknown(machine, "this is a Jetson, or its like, that no profile is for")
+    nearest, why = _nearest(same, _board_bytes(machine))
+    release = [f"/etc/nv_tegra_release: Jetson Linux {machine.l4t}"] if machine.l4t else []
     how = f"the device tree cannot be seen here; of the Jetsons of compute capability {gpu.compute_capability}, {why}"
-    return Recognition(nearest, False, (release, f"driver: {_shown(gpu)}", how))
+    return Recognition(nearest, False, (*release, f"driver: {_shown(gpu)}", how))
+
+
+def _board_bytes(machine: Machine) -> int | None:
+    """Memory of a board, which the driver knows also where a container may use but a part of it."""
+    gpu = machine.gpu
+    return gpu.memory_bytes if gpu and gpu.integrated and gpu.memory_bytes else machine.memory_bytes
 
 
 def _with_gpu(machine: Machine, known: list[Profile]) -> Recognition | None:
@@ -173,12 +178,13 @@ def _processor(machine: Machine, known: list[Profile]) -> Recognition | None:
 
 def _nearest(known: list[Profile], memory_bytes: int | None) -> tuple[Profile, str]:
     """The largest that is not larger than the machine, or the smallest of all; and which of the two it is."""
-    by_size = sorted(known, key=lambda each: each.memory.total_bytes)
-    fitting = [each for each in by_size if memory_bytes and each.memory.total_bytes * _VISIBLE <= memory_bytes]
+    fitting = [each for each in known if memory_bytes and each.memory.total_bytes * _VISIBLE <= memory_bytes]
     seen = f"{memory_bytes / 2**30:.1f} GiB" if memory_bytes else "an unknown amount of memory"
     if fitting:
-        return fitting[-1], f"{fitting[-1].title} is the largest that fits {seen}"
-    return by_size[0], f"{by_size[0].title} is the smallest, for {seen}"
+        largest = max(fitting, key=lambda each: each.memory.total_bytes)
+        return largest, f"{largest.title} is the largest that fits {seen}"
+    smallest = min(known, key=lambda each: each.memory.total_bytes)
+    return smallest, f"{smallest.title} is the smallest, for {seen}"
 
 
 def _others(fitting: list[Profile]) -> list[str]:

@@ -2,7 +2,7 @@
 
 Reading them needs no rights, no NVML and no library: the device tree, ``/etc/nv_tegra_release``, ``/proc`` and
 ``/sys/fs/cgroup`` are text, and the driver is asked through :func:`trunkline.runtime.cuda.driver.probe`, which ends no
-process where there is none. A file that is missing or unreadable is a fact that is not known.
+process where there is none. What is missing, unreadable or no text is a fact that is not known.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from trunkline.runtime.backends import Missing
 from trunkline.runtime.cuda.driver import DriverFacts, probe
 
 MAX_FILE_BYTES = 1 << 20
+MAX_NAME_CHARS = 200
 #: Flags of x86 processors that decide which kernels run.
 FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
+
+#: Of a control group, what it may use and what it uses: version 2, version 1.
+_LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 Driver = Callable[[], DriverFacts | Missing]
 
@@ -89,18 +93,19 @@ def look(
     """
     facts = driver()
     listed = _listed_gpus(root)
+    processor = _text(root / "proc" / "cpuinfo")
     memory, free = _memory(root)
     return Machine(
         system=sys.platform,
         architecture=architecture or platform.machine().lower(),
-        model=_device_tree(root, "model")[0] if _device_tree(root, "model") else None,
+        model=next(iter(_device_tree(root, "model")), None),
         compatible=_device_tree(root, "compatible"),
         l4t=_l4t(root),
         gpu=_gpu(facts) if isinstance(facts, DriverFacts) else (listed[0] if listed else None),
         gpus=max(len(listed), int(isinstance(facts, DriverFacts))),
         no_driver=facts.reason if isinstance(facts, Missing) else None,
-        processor=_processor(root),
-        flags=_flags(root),
+        processor=_name(_stated(processor, "model name", "Model")),
+        flags=tuple(flag for flag in FLAGS if flag in _stated(processor, "flags").split()),
         memory_bytes=memory,
         free_bytes=free,
         python=python or platform.python_version(),
@@ -113,62 +118,84 @@ def _gpu(facts: DriverFacts) -> Gpu:
 
 def _listed_gpus(root: Path) -> list[Gpu]:
     """GPUs that the kernel module lists; Jetsons have no such files."""
-    found = []
-    for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
-        name = re.search(r"^Model:\s*(\S.*?)\s*$", _text(path), re.MULTILINE)
-        if name:
-            found.append(Gpu(name.group(1)))
-    return found
+    files = sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
+    names = [_name(_stated(_text(path), "Model")) for path in files]
+    return [Gpu(name) for name in names if name]
 
 
 def _device_tree(root: Path, name: str) -> tuple[str, ...]:
     """Strings of a property, which end with a NUL each."""
-    parts = _text(root / "proc" / "device-tree" / name).split("\0")
-    return tuple(part.strip() for part in parts if part.strip())
+    names = map(_name, _text(root / "proc" / "device-tree" / name).split("\0"))
+    return tuple(name for name in names if name)
 
 
 def _l4t(root: Path) -> str | None:
-    text = _text(root / "etc" / "nv_tegra_release")
-    found = re.search(r"R(\d+) .*?REVISION: (\d+(?:\.\d+)*)", text)
+    text = _text(root / "etc" / "nv_tegra_release")[:MAX_NAME_CHARS]
+    found = re.search(r"R([0-9]{1,9}) .*?REVISION: ([0-9]{1,9}(?:\.[0-9]{1,9})*)", text)
     return ".".join(found.groups()) if found else None
 
 
-def _processor(root: Path) -> str | None:
-    found = re.search(r"^(?:model name|Model)\s*:\s*(\S.*?)\s*$", _text(root / "proc" / "cpuinfo"), re.MULTILINE)
-    return found.group(1) if found else None
-
-
-def _flags(root: Path) -> tuple[str, ...]:
-    found = re.search(r"^flags\s*:(.*)$", _text(root / "proc" / "cpuinfo"), re.MULTILINE)
-    present = set(found.group(1).split()) if found else set()
-    return tuple(flag for flag in FLAGS if flag in present)
-
-
 def _memory(root: Path) -> tuple[int | None, int | None]:
-    """All there is and what is free, within the limit that a container sets."""
+    """All there is and what is free, within the limits that a container or a service sets."""
     text = _text(root / "proc" / "meminfo")
-    total, free = (_kilobytes(text, key) for key in ("MemTotal", "MemAvailable"))
-    group = root / "sys" / "fs" / "cgroup"
-    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
-    if limit is not None and (total is None or limit < total):
-        total = limit
-        left = max(0, limit - (used or 0))
-        free = left if free is None else min(free, left)
-    return total, free
+    total, free = _kilobytes(_stated(text, "MemTotal")), _kilobytes(_stated(text, "MemAvailable"))
+    limits = [(most, left) for most, left in _limits(root) if total is None or most < total]
+    lefts = [left for _, left in limits] if free is None else [free, *(left for _, left in limits)]
+    return min((most for most, _ in limits), default=total), min(lefts, default=None)
 
 
-def _kilobytes(text: str, key: str) -> int | None:
-    found = re.search(rf"^{key}:\s*(\d+) kB", text, re.MULTILINE)
-    return int(found.group(1)) << 10 if found else None
+def _limits(root: Path) -> Iterator[tuple[int, int]]:
+    """What every control group around this process may use, and what is left of it."""
+    for group in _groups(root):
+        for most, used in _LIMITS:
+            limit = _number(_text(group / most))
+            if limit is not None:
+                needed = (_number(_text(group / used)) or 0) - _droppable(group)
+                yield limit, max(0, limit - max(0, needed))
 
 
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.isascii() and text.isdecimal() else None
+def _groups(root: Path) -> Iterator[Path]:
+    """Control groups that this process is in, and those around them: version 2's, and version 1's for memory."""
+    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
+        kind, _, path = line.partition(":")[2].partition(":")
+        if kind in ("", "memory"):
+            hidden = ".." in path or not path.isprintable()  # a container is not shown what is around it
+            own = PurePosixPath("" if hidden else path.lstrip("/"))
+            yield from (root / "sys" / "fs" / "cgroup" / kind / each for each in (own, *own.parents))
+
+
+def _droppable(group: Path) -> int:
+    """Bytes of files that were read and would make room: after a bundle was checked, all of it."""
+    parts = re.findall(r"^(?:in)?active_file ([0-9]{1,19})$", _text(group / "memory.stat"), re.MULTILINE)
+    return sum(map(int, parts))
+
+
+def _stated(text: str, *keys: str) -> str:
+    """What stands behind the first of these keys and a colon; empty where nothing does."""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in keys and value.strip():
+            return value.strip()
+    return ""
+
+
+def _kilobytes(text: str) -> int | None:
+    number = _number(text.removesuffix(" kB"))
+    return None if number is None else number << 10
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,19}", text.strip()) else None
+
+
+def _name(text: str) -> str | None:
+    """A name that can be shown."""
+    text = text.strip()
+    return text if 0 < len(text) <= MAX_NAME_CHARS and text.isprintable() and "\ufffd" not in text else None
 
 
 def _text(path: Path) -> str:
-    """Content of a small file, empty if it cannot be read."""
+    """Content of a small file, empty if it cannot be read; bytes that are no text become U+FFFD."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_FILE_BYTES).decode(errors="replace")

@@ -2,7 +2,7 @@
 
 The sum is made of what the stages need (:mod:`trunkline.targets.estimate`), what the process takes by itself, and
 what the runtime's caches may grow to. Where processor and GPU share memory everything counts; of a GPU with memory of
-its own only what lies on it.
+its own only what lies on it, which includes the outputs of stages that are left there to be used again.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Estimate:
         stages: one by one.
         process_bytes: interpreter, libraries, contexts.
         scratch_bytes: what kernels may ask for while they run.
-        caches_bytes: what the runtime's caches may grow to, and baked tokens.
+        caches_bytes: what the runtime's caches may grow to, and camera frames and baked tokens on the host.
         running_bytes: all of these together.
         building_bytes: the most that building engines takes, one stage after another; 0 where none are built.
     """
@@ -92,7 +92,7 @@ def estimate(case: Case) -> Estimate:
     footprint, shared = FOOTPRINTS[case.backend], case.profile.memory.shared_with_cpu
     stages = tuple(_stage(each, case.backend) for each in case.stages)
     process = footprint.process.device_bytes + (footprint.process.host_bytes if shared else 0)
-    caches = cache_bytes(case.manifest, [each.name for each in case.stages], case.profile.most_rows) if shared else 0
+    caches = _parts_bytes(case) + (_host_bytes(case.manifest) if shared else 0)
     scratch = sum(min(case.profile.workspace_bytes, each.activations_bytes) for each in stages)
     if footprint.build is None:
         scratch, building = 0, 0
@@ -116,12 +116,17 @@ def _building(stage: StageMemory, build: Build, profile: Profile) -> int:
     return process + int(stage.weights_bytes * copies) + stage.activations_bytes + profile.workspace_bytes
 
 
-def cache_bytes(manifest: Manifest, stages: list[str], rows: Mapping[str, int]) -> int:
-    """What the caches of these stages and of camera frames may grow to under their usual limits, and baked tokens."""
-    limits, baked = CacheLimits(), manifest.text.baked
-    outputs = [manifest.stages[name].outputs[0] for name in stages]
-    parts = sum(min(limits.bytes, limits.entries * _part_bytes(each, rows)) for each in outputs)
-    return FRAMES.bytes + parts + (manifest.files[baked].size if baked else 0)
+def _parts_bytes(case: Case) -> int:
+    """What the caches of the stages may grow to under their usual limits."""
+    limits, rows = CacheLimits(), case.profile.most_rows
+    outputs = [case.manifest.stages[each.name].outputs[0] for each in case.stages]
+    return sum(min(limits.bytes, limits.entries * _part_bytes(each, rows)) for each in outputs)
+
+
+def _host_bytes(manifest: Manifest) -> int:
+    """Camera frames that are kept to be compared, and baked tokens."""
+    baked = manifest.text.baked
+    return FRAMES.bytes + (manifest.files[baked].size if baked else 0)
 
 
 def _part_bytes(output: TensorSpec, rows: Mapping[str, int]) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from trunkline.runtime import backends
 from trunkline.runtime.bundle import Bundle
-from trunkline.runtime.manifest import Manifest
 from trunkline.targets.advice import Advice, advise
 from trunkline.targets.errors import TargetError
 from trunkline.targets.estimate.footprint import FOOTPRINTS
@@ -104,7 +103,7 @@ def make_plan(bundle: Bundle, profile: Profile, *, backend: str | None = None, m
         estimate=needed,
         measured=FOOTPRINTS[chosen].measured,
         fits=fits,
-        missing=(*lacks, *absent, *_window_problems(bundle.manifest, profile)),
+        missing=(*lacks, *absent, *_window_problems(case)),
         advice=advice,
         together=() if fits else together,
         notes=tuple(_notes(case, needed)),
@@ -148,36 +147,28 @@ def _choose(profile: Profile, wanted: str | None, machine: Machine | None) -> tu
     first = wanted or profile.backends[0]
     if machine is None:
         return first, []
-    same = [name for name in profile.backends if VARIANTS[name] == VARIANTS[first]]
-    reasons = {}
+    asked_for = backends.ONLY_BY_NAME
+    same = [name for name in profile.backends if VARIANTS[name] == VARIANTS[first] and name not in asked_for]
+    absent = []
     for name in [wanted] if wanted else same:
-        reason = _absence(name)
-        if reason is None:
+        missing = backends.named(name).available()
+        if missing is None:
             return name, []
-        reasons[name] = reason
-    return first, [f"{name} is not here: {reason}" for name, reason in reasons.items()]
-
-
-def _absence(backend: str) -> str | None:
-    """Why a back end cannot run in this process, None if it can."""
-    if backend not in backends.names():
-        return "this version of trunkline does not have it"
-    missing = backends.named(backend).available()
-    return None if missing is None else f"{missing.reason}; {missing.fix}"
+        absent.append(f"{name} is not here: {missing.reason}; {missing.fix}")
+    return first, absent
 
 
 def _stages(bundle: Bundle, profile: Profile, variant: str) -> tuple[tuple[StageFacts, ...], list[str]]:
     """Facts about the stages in a variant, made up from the other one where the bundle lacks it."""
     most, usual = profile.most_rows, {each.letter: each.optimum for each in profile.rows}
-    lacking = [name for name, stage in bundle.manifest.stages.items() if variant not in stage.variants]
-    if not lacking:
+    if variant in bundle.manifest.variants:
         return tuple(each.facts(most, usual) for each in read_stages(bundle, variant)), []
     if variant == _OTHER_VARIANT:
         raise TargetError(
             "the bundle holds nothing that this back end runs",
             where=bundle.root,
-            expected=f"the {variant} variant of every stage",
-            found=f"none of {', '.join(lacking)}",
+            expected=f"variant {variant}",
+            found=", ".join(sorted(bundle.manifest.variants)),
             fix="export the bundle again",
         )
     stages = tuple(as_half(each.facts(most, usual)) for each in read_stages(bundle, _OTHER_VARIANT))
@@ -187,10 +178,11 @@ def _stages(bundle: Bundle, profile: Profile, variant: str) -> tuple[tuple[Stage
     ]
 
 
-def _window_problems(manifest: Manifest, profile: Profile) -> Iterator[str]:
-    if manifest.sensor is None:
+def _window_problems(case: Case) -> Iterator[str]:
+    """Engines are built for as many rows as the profile says; other back ends take what comes."""
+    if case.manifest.sensor is None or FOOTPRINTS[case.backend].build is None:
         return
-    blocks, most = manifest.sensor.blocks + 1, profile.most_rows["Q"]
+    blocks, most = case.manifest.sensor.blocks + 1, case.profile.most_rows["Q"]
     if blocks > most:
         yield f"a whole sensor window has {blocks} blocks, and the profile takes {most} (rows, letter Q)"
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from trunkline.runtime import record
+from trunkline.runtime import backends, record
 from trunkline.runtime.engines.settings import BuildSettings, Rows
+from trunkline.runtime.manifest import fewest
 from trunkline.runtime.record import shown
 from trunkline.targets.errors import TargetError
 
@@ -28,16 +29,14 @@ BUILT_IN = Path(__file__).parent / "profiles"
 LETTERS = ("B", "I", "N", "Q")
 
 #: The variant of a stage that each back end runs.
-VARIANTS = {
-    "tensorrt": "trt",
-    "onnxruntime-tensorrt": "trt",
-    "onnxruntime-cuda": "trt",
-    "openvino": "cpu",
-    "onnxruntime": "cpu",
-}
+VARIANTS = {name: backends.named(name).VARIANT for name in backends.names()}
 PRECISIONS = ("float32", "float16", "int8", "float8")
+#: What a device of each kind must be recognised by, and may.
+_MARKS_OF = {"jetson": ("chip", "modules"), "gpu": ("gpu_names",), "cpu": ("architectures",)}
+#: The variant that does not run on the memory that a profile speaks of; on a Jetson both do.
+_FOREIGN = {"gpu": "cpu", "cpu": "trt"}
 
-_VERSION = re.compile(r"\d+(\.\d+)*")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})*")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -58,7 +57,9 @@ class Versions:
         return _numbers(self.oldest)[: len(newest)] <= newest
 
     def __str__(self) -> str:
-        return self.oldest if self.oldest == self.newest else f"{self.oldest} to {self.newest}"
+        if self.oldest == self.newest:
+            return self.oldest
+        return f"{self.oldest} to {self.newest}" + (".x" if self.oldest.startswith(f"{self.newest}.") else "")
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Marks:
     """How a device is recognised.
 
     Attributes:
-        modules: part numbers in the device tree, such as ``p3767-0003``.
-        chip: the chip in the device tree, such as ``tegra234``.
-        gpu_names: the GPU's name, as the driver tells it; ``*`` stands for anything, ``?`` for one character.
+        modules: of a Jetson, part numbers in the device tree, such as ``p3767-0003``.
+        chip: of a Jetson, the chip in the device tree, such as ``tegra234``.
+        gpu_names: of another GPU, its name as the driver tells it; ``*`` stands for anything, ``?`` for one character.
         architectures: of the processor, such as ``x86_64``, for devices that compute on it.
     """
 
@@ -192,7 +193,7 @@ class Profile:
 
 
 def read_profile(path: Path) -> Profile:
-    """Reads and checks one file.
+    """Reads one file.
 
     Raises:
         TargetError: listing everything that is wrong in it.
@@ -272,7 +273,7 @@ def _read(path: Path) -> tuple[Profile | None, list[str]]:
     """A profile, if the file is one in form, and what is wrong in it."""
     try:
         if not path.is_file():  # a pipe would keep us waiting
-            return None, ["no such file"]
+            return None, ["not a file" if path.exists() else "no such file"]
         with path.open("rb") as file:
             text = file.read(record.MAX_TEXT_BYTES + 1)
         profile = record.decode(text, Profile)
@@ -284,11 +285,11 @@ def _read(path: Path) -> tuple[Profile | None, list[str]]:
 
 
 def _malformed(wrong: dict[Path, list[str]]) -> TargetError:
-    single = next(iter(wrong)) if len(wrong) == 1 else None
-    found = [each if single else f"{path}: {each}" for path, differences in wrong.items() for each in differences]
+    (single, *others) = wrong
+    found = [f"{path}: {each}" if others else each for path, differences in wrong.items() for each in differences]
     return TargetError(
-        "a device profile is malformed" if single else "device profiles are malformed",
-        where=single,
+        "device profiles are malformed" if others else "a device profile is malformed",
+        where=None if others else single,
         expected=f"{FORMAT}, schema {SCHEMA} (docs/targets.md)",
         found=found,
         fix="correct the file, or move it out of the way; `trunkline targets NAME` prints one to start from",
@@ -298,8 +299,11 @@ def _malformed(wrong: dict[Path, list[str]]) -> TargetError:
 def _problems(profile: Profile) -> Iterator[str]:
     if not _NAME.fullmatch(profile.name):
         yield f"name: {shown(profile.name)} is not lower-case words joined by hyphens"
+    if profile.name == "auto":
+        yield "name: auto stands for this machine, whatever it is"
     yield from _text_problems(profile)
     yield from _kind_problems(profile)
+    yield from _mark_problems(profile)
     yield from _memory_problems(profile)
     yield from _version_problems(profile)
     yield from _precision_problems(profile)
@@ -309,24 +313,29 @@ def _problems(profile: Profile) -> Iterator[str]:
 
 def _text_problems(profile: Profile) -> Iterator[str]:
     marks = profile.recognised_by
-    texts = [profile.title, profile.unsupported or "-", *profile.sources, *(each.name for each in profile.software)]
-    texts += [*marks.modules, *marks.gpu_names, *marks.architectures, marks.chip or "-"]
-    texts += [each.why for each in profile.precisions.values()]
+    texts = [profile.title, *profile.sources, *marks.modules, *marks.gpu_names, *marks.architectures]
+    texts += [*(each.name for each in profile.software), *(each.why for each in profile.precisions.values())]
+    texts += [text for text in (profile.unsupported, marks.chip) if text is not None]
     yield from (f"{shown(text)} is not a line of text" for text in texts if not text or not text.isprintable())
     if not profile.sources:
         yield "sources: there must be one"
 
 
 def _kind_problems(profile: Profile) -> Iterator[str]:
-    marks, capability = profile.recognised_by, profile.compute_capability
-    if not (marks.modules or marks.gpu_names or marks.architectures or marks.chip):
-        yield "recognised_by: says nothing"
+    capability = profile.compute_capability
     if profile.kind == "cpu" and (capability is not None or profile.workspace_bytes):
         yield "a processor has no compute capability, and its workspace_bytes are 0"
-    if profile.kind != "cpu" and (capability is None or not re.fullmatch(r"\d+\.\d", capability)):
+    if profile.kind != "cpu" and (capability is None or not re.fullmatch(r"[0-9]{1,2}\.[0-9]", capability)):
         yield f"compute_capability: {shown(capability)} is not one, such as 8.7"
-    if profile.kind == "jetson" and marks.chip is None:
-        yield "recognised_by.chip: a Jetson has one"
+
+
+def _mark_problems(profile: Profile) -> Iterator[str]:
+    needed, *others = _MARKS_OF[profile.kind]
+    present = {each.name for each in fields(Marks) if getattr(profile.recognised_by, each.name)}
+    if needed not in present:
+        yield f"recognised_by.{needed}: a {profile.kind} needs it"
+    for name in sorted(present - {needed, *others}):
+        yield f"recognised_by.{name}: a {profile.kind} is not recognised by it"
 
 
 def _memory_problems(profile: Profile) -> Iterator[str]:
@@ -360,14 +369,16 @@ def _version_problems(profile: Profile) -> Iterator[str]:
 def _precision_problems(profile: Profile) -> Iterator[str]:
     yield from (f"precisions: there is no {shown(name)}" for name in profile.precisions if name not in PRECISIONS)
     yield from (f"precisions: nothing about {name}" for name in PRECISIONS if name not in profile.precisions)
-    defaults = [name for name, each in profile.precisions.items() if each.use == "default"]
-    if len(defaults) != 1 and profile.unsupported is None:
-        yield f"precisions: {len(defaults)} are the default; one must be"
+    defaults = sum(each.use == "default" for each in profile.precisions.values())
+    if defaults != 1 and profile.unsupported is None:
+        yield f"precisions: {defaults} are the default; one must be"
 
 
 def _backend_problems(profile: Profile) -> Iterator[str]:
     unknown = [name for name in profile.backends if name not in VARIANTS]
     yield from (f"backends: there is no {shown(name)}; there are {', '.join(VARIANTS)}" for name in unknown)
+    elsewhere = [name for name in profile.backends if VARIANTS.get(name, "") == _FOREIGN.get(profile.kind)]
+    yield from (f"backends: {name} does not compute on a {profile.kind}" for name in elsewhere)
     if len(set(profile.backends)) != len(profile.backends):
         yield "backends: one is there twice"
     if bool(profile.backends) == (profile.unsupported is not None):
@@ -380,7 +391,9 @@ def _row_problems(profile: Profile) -> Iterator[str]:
         yield f"rows: {shown(letters)}, not each of {', '.join(LETTERS)} once"
     for rows in profile.rows:
         yield from rows.problems()
+        if rows.maximum < fewest(rows.letter):
+            yield f"rows: every call has {fewest(rows.letter)} {rows.letter} or more, the maximum is {rows.maximum}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", version))

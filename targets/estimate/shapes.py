@@ -87,7 +87,7 @@ def _results(node: Node, inputs: Sequence[Known | None]) -> list[Known]:
     if any(len(shape) > MAX_RANK or not all(0 <= size <= _MAX_SIZE for size in shape) for shape in shapes):
         return []
     kind = _element(node, inputs)
-    return [Known(kind, shape, _numbers(node, inputs, shape)) for shape in shapes]
+    return [Known(kind, shape, _checked(_numbers(node, inputs, shape), shape)) for shape in shapes]
 
 
 def _element(node: Node, inputs: Sequence[Known | None]) -> int:
@@ -132,7 +132,7 @@ def _numbers(node: Node, inputs: Sequence[Known | None], shape: Shape) -> tuple[
         return whole[node.integer("start", 0) : node.integer("end", len(whole))]
     parts = [None if each is None else each.integers for each in inputs]
     first = parts[0] if parts else None
-    if first is None or len(shape) > 1 or len(_known(inputs, 0).shape) > 1 or math.prod(shape) > MAX_INTEGERS:
+    if first is None or len(shape) > 1 or math.prod(shape) > MAX_INTEGERS:
         return None
     if node.operator in ("Identity", "Reshape", "Squeeze", "Unsqueeze"):
         return first
@@ -144,6 +144,11 @@ def _numbers(node: Node, inputs: Sequence[Known | None], shape: Shape) -> tuple[
     if node.operator == "Gather":
         return tuple(first[place] for place in parts[1]) if parts[1] is not None else None
     return None
+
+
+def _checked(numbers: tuple[int, ...] | None, shape: Shape) -> tuple[int, ...] | None:
+    """Numbers of a value, if there are as many as its shape says."""
+    return numbers if numbers is not None and len(numbers) == math.prod(shape) else None
 
 
 def _same(node: Node, inputs: Sequence[Known | None]) -> list[Shape]:

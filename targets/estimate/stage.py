@@ -14,6 +14,7 @@ from trunkline.runtime.onnx_nodes import Graph, read_graph
 from trunkline.targets.estimate.needs import Needs, Weights, needs
 
 HALF_BYTES, INT8_BYTES = 2, 1
+PROCESSORS, GPUS = "cpu", "trt"
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,22 @@ def as_half(facts: StageFacts) -> StageFacts:
     Values count as they are: what halves would save, float32 islands and attention spelled out take again.
     """
     weights = tuple(replace(each, bytes=each.count * HALF_BYTES) for each in facts.needs.weights)
-    return replace(facts, variant="trt", precision="float16", needs=replace(facts.needs, weights=weights))
+    return replace(facts, variant=GPUS, precision="float16", needs=replace(facts.needs, weights=weights))
 
 
 def as_int8(facts: StageFacts) -> StageFacts:
-    """As an int8 export would write it: linear layers in int8, other large weights only stored so."""
-    weights = tuple(map(_int8, facts.needs.weights))
-    return replace(facts, precision="int8", needs=replace(facts.needs, weights=weights))
+    """As an int8 export would write it: linear layers in int8, other large weights of ``cpu`` only stored so."""
+    stores = facts.variant == PROCESSORS
+    weights = tuple(_int8(each, stores) for each in facts.needs.weights)
+    precision = "int8" if stores else "float16+int8"
+    return replace(facts, precision=precision, needs=replace(facts.needs, weights=weights))
 
 
-def _int8(weights: Weights) -> Weights:
+def _int8(weights: Weights, stores: bool) -> Weights:
     if weights.kind == "linear":
         return replace(weights, kind="int8", bytes=weights.count * INT8_BYTES)
+    if not stores:
+        return weights
     if weights.kind == "table":
         return replace(weights, bytes=weights.count * INT8_BYTES)
     return replace(weights, kind="folded") if weights.kind == "matrices" else weights
