@@ -317,7 +317,9 @@ class Ensemble:
         # The weights are opened by path: nobody may swap them meanwhile.
         with self.bundle.unchanged(variant.weights) if variant.weights else contextlib.nullcontext():
             digest = self.bundle.manifest.files[variant.weights].sha256 if variant.weights else None
-            return self.backend.open_stage(StageFiles(name, stage, graph, folder, self._threads, digest))
+            return self.backend.open_stage(
+                StageFiles(name, stage, graph, folder, self._threads, digest, self.bundle.digest)
+            )
 
     def counts(self) -> dict[str, StageCounts]:
         """What each stage has done since loading."""

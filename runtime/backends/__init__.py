@@ -45,8 +45,8 @@ _EXPORTS = {"trt": "run `trunkline export --half` on the workstation"}
 class StageFiles:
     """A stage ready to be compiled: contract, checked graph bytes, and the folder its weight file lies in.
 
-    ``weights_digest`` is the SHA-256 of the weight file in hex, for back ends that keep what they compiled; None where
-    there is no such file, or nobody knows.
+    For back ends that keep what they compiled, ``weights_digest`` is the SHA-256 of the weight file in hex, None where
+    there is no such file, and ``bundle`` the digest of the bundle; both are None where nobody knows.
     """
 
     name: str
@@ -55,6 +55,7 @@ class StageFiles:
     folder: Path
     threads: int | None = None
     weights_digest: str | None = None
+    bundle: str | None = None
 
 
 @dataclass(frozen=True)

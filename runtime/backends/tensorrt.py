@@ -154,4 +154,4 @@ def _usable() -> ModuleType:
 
 
 def _engine(files: StageFiles) -> Engine:
-    return EngineSets(EngineCache(), library(), device()).open(files, VARIANT)
+    return EngineSets(EngineCache(), library(), device()).open(files, VARIANT, files.bundle)

@@ -1,10 +1,7 @@
-"""What was seen of an engine where it was built, and which engines of a bundle were seen together.
+"""What was seen of an engine where it was built: what it is, and what it did in the run that judged it.
 
-An :class:`Attestation` lies beside each engine and says what it is and what it did in the run that judged it. An
-:class:`EngineSet` says which engines a bundle runs on this device: those that passed *together*, pinned to the byte,
-since a rebuilt engine computes a little differently. Replacing the set's one file is what takes new engines into use.
-
-Both are read strictly. Neither is a signature: who can write the cache can forge them, which is why nobody else may.
+An :class:`Attestation` lies beside each engine. It is read strictly, and is no signature: who can write the cache can
+forge it, which is why nobody else may.
 """
 
 from __future__ import annotations
@@ -15,22 +12,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from trunkline.runtime import record
-from trunkline.runtime.engines.device import Device, Library
 from trunkline.runtime.engines.folder import RefusedError
 from trunkline.runtime.engines.key import EngineKey
 from trunkline.runtime.parity import ParityReport
 from trunkline.runtime.record import shown
 
-ATTESTATION_FORMAT, SET_FORMAT = "trunkline-engine", "trunkline-engine-set"
-SCHEMA = 1
+FORMAT, SCHEMA = "trunkline-engine", 1
 
 _DIGEST = re.compile("[0-9a-f]{64}")
-Kind = TypeVar("Kind", "Attestation", "EngineSet")
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ class Attestation:
     """An engine, and what is known of it.
 
     Attributes:
-        format: ``ATTESTATION_FORMAT``.
+        format: ``FORMAT``.
         schema: ``SCHEMA``.
         key: what made the engine.
         plan_bytes: its size.
@@ -118,7 +112,7 @@ class Attestation:
 
     def problems(self) -> Iterator[str]:
         """What cannot be, in words."""
-        yield from _form_problems(self, ATTESTATION_FORMAT)
+        yield from form_problems(self, FORMAT, SCHEMA)
         yield from self.key.problems()
         if self.plan_bytes <= 0:
             yield f"plan_bytes is {shown(self.plan_bytes)}"
@@ -128,53 +122,26 @@ class Attestation:
             yield from self.parity.problems()
 
 
-@dataclass(frozen=True)
-class Pinned:
-    """An engine that belongs to a set: its key, and the SHA-256 of the very plan that passed."""
+class Kept(Protocol):
+    """A record that is kept in the cache."""
 
-    key: EngineKey
-    plan_sha256: str
+    @property
+    def format(self) -> str: ...
 
-
-@dataclass(frozen=True)
-class EngineSet:
-    """The engines that a bundle runs on a device.
-
-    Attributes:
-        format: ``SET_FORMAT``.
-        schema: ``SCHEMA``.
-        bundle: digest of the bundle.
-        library: what compiled them.
-        device: what they run on.
-        engines: by stage.
-        parity: the run that judged them together.
-        verified: when, in UTC, as the device's clock had it.
-    """
-
-    format: str
-    schema: int
-    bundle: str
-    library: Library
-    device: Device
-    engines: dict[str, Pinned]
-    parity: ParityRun
-    verified: str
+    @property
+    def schema(self) -> int: ...
 
     def problems(self) -> Iterator[str]:
         """What cannot be, in words."""
-        yield from _form_problems(self, SET_FORMAT)
-        yield from self.parity.problems()
-        if not self.parity.passed or self.parity.bundle != self.bundle:
-            yield "the set was not judged, or did not pass, as this bundle's"
-        for stage, pinned in self.engines.items():
-            yield from pinned.key.problems()
-            if (pinned.key.stage, pinned.key.library, pinned.key.device) != (stage, self.library, self.device):
-                yield f"engines[{shown(stage)}] is another stage's, library's or device's"
 
 
-def _form_problems(found: Attestation | EngineSet, form: str) -> Iterator[str]:
-    if (found.format, found.schema) != (form, SCHEMA):
-        yield f"it is {shown(found.format)}, schema {shown(found.schema)}, not {form}, schema {SCHEMA}"
+Kind = TypeVar("Kind", bound=Kept)
+
+
+def form_problems(found: Kept, form: str, schema: int) -> Iterator[str]:
+    """Whether a record is of another form than it should be."""
+    if (found.format, found.schema) != (form, schema):
+        yield f"it is {shown(found.format)}, schema {shown(found.schema)}, not {form}, schema {schema}"
 
 
 def read(text: bytes, kind: type[Kind]) -> Kind:

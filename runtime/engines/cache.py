@@ -178,15 +178,20 @@ class EngineCache:
             return Engine(found, plan, lock)
 
     def attest(self, engine: Engine, parity: ParityRun) -> None:
-        """Writes down what a held engine did in a run that judged it.
+        """Writes down what a held engine did in a run that judged it. Nobody holds the key's :meth:`building`.
 
         Raises:
-            BackendError: the folder cannot be written.
+            BackendError: it is not in the cache any more, or the folder cannot be written.
         """
-        engine.attestation = replace(engine.attestation, parity=parity)
-        place = self.root / engine.key.digest / ATTESTATION
-        with disk_errors(place), files.replacing(place) as temporary:
-            temporary.write_bytes(record.encode(engine.attestation))
+        place = self.root / engine.key.digest
+        with self.building(engine.key), disk_errors(place):
+            there = self._attested(place, engine.key)
+            if there is None or there.plan_sha256 != engine.attestation.plan_sha256:
+                raise BackendError("an engine was removed or replaced while it was judged", where=place, fix=BUILD)
+            engine.attestation = replace(engine.attestation, parity=parity)
+            folder.remove_leftovers(place / ATTESTATION)
+            with files.replacing(place / ATTESTATION) as temporary:
+                temporary.write_bytes(record.encode(engine.attestation))
 
     def remove(self, key: EngineKey) -> None:
         """Removes an engine. The caller holds the key's :meth:`building`; who holds the engine keeps what was read.
@@ -197,6 +202,16 @@ class EngineCache:
         place = self.root / key.digest
         with disk_errors(place), self.alone("room"):
             folder.remove_entry(place)
+
+    def remove_unless_held(self, key: EngineKey) -> bool:
+        """As :meth:`remove`, but not what somebody holds: another build may be judging it. Whether it was removed.
+
+        Raises:
+            BackendError: the folder cannot be written.
+        """
+        place = self.root / key.digest
+        with disk_errors(place), self.alone("room"):
+            return room.remove(place)
 
     @contextlib.contextmanager
     def alone(self, name: str, waiting: str | None = None, progress: Progress = silent) -> Iterator[None]:
@@ -227,6 +242,13 @@ class EngineCache:
             held.pop_all()  # the lock goes with the engine
             return Engine(*checked, lock)
 
+    def _attested(self, place: Path, key: EngineKey) -> Attestation | None:
+        try:
+            with folder.opened(place) as descriptor:
+                return None if descriptor is None else _record(descriptor, key)
+        except RefusedError as error:
+            raise refused(f"stage {key.stage}, {place}", str(error)) from error
+
     def _in_use(self, place: Path) -> FileLock:
         """A lock that keeps an engine in the cache; who is removing it now does so first."""
         lock = self._lock(f"{place.name}.use", shared=True)
@@ -251,10 +273,7 @@ def _checked(place: Path, key: EngineKey, unverified: bool) -> tuple[Attestation
     with folder.opened(place) as descriptor:
         if descriptor is None:
             return None
-        text = folder.read_plain(descriptor, ATTESTATION, record.MAX_TEXT_BYTES)
-        found = attestation.read(text, Attestation)
-        if found.key != key:
-            raise RefusedError("it is another engine's: " + "; ".join(key.differences(found.key)))
+        found = _record(descriptor, key)
         if not (found.passed or unverified):
             raise RefusedError("it was not seen to decide as the PyTorch ensemble does")
         plan = folder.read_plain(descriptor, PLAN, found.plan_bytes)
@@ -263,3 +282,10 @@ def _checked(place: Path, key: EngineKey, unverified: bool) -> tuple[Attestation
     if hashlib.sha256(plan).hexdigest() != found.plan_sha256:
         raise RefusedError(f"{PLAN} is not what was attested: its SHA-256 differs")
     return found, plan
+
+
+def _record(descriptor: int, key: EngineKey) -> Attestation:
+    found = attestation.read(folder.read_plain(descriptor, ATTESTATION, record.MAX_TEXT_BYTES), Attestation)
+    if found.key != key:
+        raise RefusedError("it is another engine's: " + "; ".join(key.differences(found.key)))
+    return found

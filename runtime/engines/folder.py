@@ -132,23 +132,37 @@ def write_entry(folder: Path, contents: Mapping[str, bytes]) -> None:
         for name, content in contents.items():
             _write(staged / name, content)
         _sync(staged)
-        remove_entry(folder)
-        os.rename(staged, folder)
+        gone = _renamed(folder)
+        try:
+            os.rename(staged, folder)
+        except OSError:
+            if gone is not None:
+                os.rename(gone, folder)
+            raise
         _sync(folder.parent)
     except OSError:
         shutil.rmtree(staged, ignore_errors=True)
         raise
+    if gone is not None:
+        _remove(gone)
 
 
 def remove_entry(folder: Path) -> None:
     """Takes an entry out of its place at once, then removes what it held. The caller holds the entry's lock."""
+    gone = _renamed(folder)
+    if gone is not None:
+        _sync(folder.parent)
+        _remove(gone)
+
+
+def _renamed(folder: Path) -> Path | None:
+    """Where an entry is after it was taken out of its place; None if there was none."""
     gone = _beside(folder)
     try:
         os.rename(folder, gone)
     except FileNotFoundError:
-        return
-    _sync(folder.parent)
-    _remove(gone)
+        return None
+    return gone
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -68,7 +68,7 @@ def make(place: Path, needed_bytes: int, limit_bytes: int) -> None:
     total = sum(each.bytes for each in engines)
     while total + needed_bytes > limit_bytes and engines:
         oldest = engines.pop(0)
-        if _remove(root, oldest.place):
+        if remove(oldest.place):
             total -= oldest.bytes
     if total + needed_bytes > limit_bytes:
         raise BackendError(
@@ -90,9 +90,9 @@ def _remove_leftovers(root: Path) -> None:
                 folder.remove_leftovers(root / match.group(1))
 
 
-def _remove(root: Path, place: Path) -> bool:
-    """Whether an engine could be removed: nobody may hold it."""
-    with FileLock(root / LOCKS / f"{place.name}.use") as lock:
+def remove(place: Path) -> bool:
+    """Whether an engine could be removed: nobody may hold it. The caller is alone in the folder."""
+    with FileLock(place.parent / LOCKS / f"{place.name}.use") as lock:
         if not lock.try_to_take():
             return False
         folder.remove_entry(place)

@@ -17,16 +17,61 @@ from pathlib import Path
 from trunkline.runtime import files, record
 from trunkline.runtime.backends import StageFiles
 from trunkline.runtime.engines import attestation, folder
-from trunkline.runtime.engines.attestation import EngineSet, Pinned
+from trunkline.runtime.engines.attestation import ParityRun, form_problems
 from trunkline.runtime.engines.cache import BUILD, Engine, EngineCache, refused
 from trunkline.runtime.engines.device import Device, Library
 from trunkline.runtime.engines.folder import RefusedError, disk_errors
-from trunkline.runtime.engines.key import RECIPE, digest_of
+from trunkline.runtime.engines.key import RECIPE, EngineKey, digest_of
 from trunkline.runtime.errors import BackendError
 from trunkline.runtime.progress import Progress, silent
-from trunkline.runtime.record import shortened
+from trunkline.runtime.record import shortened, shown
 
+FORMAT, SCHEMA = "trunkline-engine-set", 1
 SETS = "sets"
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """An engine that belongs to a set: its key, and the SHA-256 of the very plan that passed."""
+
+    key: EngineKey
+    plan_sha256: str
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """The engines that a bundle runs on a device.
+
+    Attributes:
+        format: ``FORMAT``.
+        schema: ``SCHEMA``.
+        bundle: digest of the bundle.
+        library: what compiled them.
+        device: what they run on.
+        engines: by stage.
+        parity: the run that judged them together.
+        verified: when, in UTC, as the device's clock had it.
+    """
+
+    format: str
+    schema: int
+    bundle: str
+    library: Library
+    device: Device
+    engines: dict[str, Pinned]
+    parity: ParityRun
+    verified: str
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be, in words."""
+        yield from form_problems(self, FORMAT, SCHEMA)
+        yield from self.parity.problems()
+        if not self.parity.passed or self.parity.bundle != self.bundle:
+            yield "the set was not judged, or did not pass, as this bundle's"
+        for stage, pinned in self.engines.items():
+            yield from pinned.key.problems()
+            if (pinned.key.stage, pinned.key.library, pinned.key.device) != (stage, self.library, self.device):
+                yield f"engines[{shown(stage)}] is another stage's, library's or device's"
 
 
 @dataclass(frozen=True)
@@ -107,8 +152,25 @@ class EngineSets:
             BackendError: there is none, or it must not be used; the message says why, and what to run.
         """
         pinned = self._pinned(files, variant, bundle)
+        try:
+            return self._held(files.name, pinned)
+        except BackendError:
+            if self._pinned(files, variant, bundle) == pinned:
+                raise
+        return self.open(files, variant, bundle)  # others were taken into use meanwhile, and these removed
+
+    def runs(self, engine: Engine, *, besides: str) -> bool:
+        """Whether an engine is in use by another bundle than ``besides``, which is a digest.
+
+        Raises:
+            BackendError: the cache cannot be read.
+        """
+        pinned = Pinned(engine.key, engine.attestation.plan_sha256)
+        return any(each.bundle != besides and pinned in each.engines.values() for each in self._all())
+
+    def _held(self, stage: str, pinned: Pinned) -> Engine:
         engine = self._cache.find(pinned.key)
-        where = f"stage {files.name}, {self._cache.root / pinned.key.digest}"
+        where = f"stage {stage}, {self._cache.root / pinned.key.digest}"
         if engine is None:
             raise BackendError(
                 "an engine is gone from the cache",

@@ -58,6 +58,7 @@ class TimingCache:
             BackendError: the cache cannot be read or written.
         """
         with self._cache.alone(self._lock), disk_errors(self._place):
+            folder.remove_leftovers(self._place)
             try:
                 return self._checked(), None
             except RefusedError as error:
@@ -76,7 +77,6 @@ class TimingCache:
         found = TimingRecord(FORMAT, SCHEMA, self._library, self._device, len(content), digest)
         with self._cache.alone(self._lock), disk_errors(self._place):
             self._place.parent.mkdir(mode=0o700, exist_ok=True)
-            folder.remove_leftovers(self._place)
             folder.write_entry(self._place, {CONTENT: content, RECORD: record.encode(found)})
 
     def _checked(self) -> bytes:

@@ -2,9 +2,10 @@
 
 Each stage in turn is run by ONNX Runtime on the CPU while the others stay engines. The one without which the scores are
 right again is the one that breaks them; its engine is removed, so that the next build makes another. Engines of other
-stages stay in the cache, not judged, and need not be compiled again. An engine that passed with another bundle stays.
+stages stay in the cache, not judged, and need not be compiled again. An engine that another bundle runs stays, and so
+does one that another process holds, which may be judging it.
 
-Without ONNX Runtime nothing tells the stages apart, and every engine that has not passed is removed.
+Without ONNX Runtime nothing tells the stages apart, and every engine that nobody else uses is removed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 
 from trunkline.runtime.bundle import Bundle
+from trunkline.runtime.engines.sets import EngineSets
 from trunkline.runtime.errors import BackendError, ParityError
 from trunkline.runtime.parity import ParityReport, require_parity
 from trunkline.runtime.progress import Progress
@@ -40,13 +42,13 @@ def explained(
     found = [*_numbers(verdict), *map(_in_words, tried)]
     if worst and bisect:
         found.append(_layer(bundle, backend, worst, verdict, progress))
-    removed = [stage for stage in ([worst] if worst else backend.engines) if _remove(bundle, backend, stage)]
+    stays = {stage: _removed_or_why_not(bundle, backend, stage) for stage in ([worst] if worst else backend.engines)}
     return ParityError(
         "the engines that were built here do not decide as the PyTorch ensemble did",
         where=f"{bundle.root}, {backend.builder.library} on {backend.builder.device}",
         expected=f"scores within {bundle.manifest.parity.gates[backend.builder.variant]:g} and the same winners",
         found=found,
-        fix=_fix(worst, bisect, again=bool(removed)),
+        fix=_fix(worst, bisect, stays=stays[worst]) if worst else NO_REFERENCE,
     )
 
 
@@ -92,23 +94,19 @@ def _layer(bundle: Bundle, backend: EngineBackend, stage: str, verdict: Verdict,
     )
 
 
-def _fix(worst: str | None, bisect: bool, again: bool) -> str:
-    if worst is None:
-        return NO_REFERENCE
+def _fix(worst: str, bisect: bool, stays: str | None) -> str:
     layer = "that layer" if bisect else "the layer that `trunkline build --bisect` names"
     raised = f"keep {layer} in float32 when exporting (an Island in calibration/half.py)"
-    if not again:
-        return f"{raised}; the engine of stage {worst} stays, since it passes with another bundle"
+    if stays:
+        return f"{raised}; the engine of stage {worst} stays, since {stays}"
     return f"build once more, since compilers choose other kernels each time; if stage {worst} fails again, {raised}"
 
 
-def _remove(bundle: Bundle, backend: EngineBackend, stage: str) -> bool:
-    """Whether an engine was removed: what passes with another bundle stays."""
-    engine = backend.engines[stage]
-    parity = engine.attestation.parity
-    if parity is not None and parity.passed and parity.bundle != bundle.digest:
-        return False
+def _removed_or_why_not(bundle: Bundle, backend: EngineBackend, stage: str) -> str | None:
+    """None if an engine was removed, so that the next build makes another; else why it stays."""
+    engine, cache = backend.engines[stage], backend.cache
     engine.close()
-    with backend.cache.building(engine.key):
-        backend.cache.remove(engine.key)
-    return True
+    with cache.building(engine.key):
+        if EngineSets(cache, backend.builder.library, backend.builder.device).runs(engine, besides=bundle.digest):
+            return "it passes with another bundle"
+        return None if cache.remove_unless_held(engine.key) else "another process uses it"

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from trunkline.runtime.bundle import Bundle
-from trunkline.runtime.engines import attestation
-from trunkline.runtime.engines.attestation import Attestation, EngineSet, ParityRun, Pinned
+from trunkline.runtime.engines import attestation, sets
+from trunkline.runtime.engines.attestation import Attestation, ParityRun
 from trunkline.runtime.engines.cache import Engine, EngineCache
 from trunkline.runtime.engines.device import Device, Library
 from trunkline.runtime.engines.key import EngineKey, engine_key
-from trunkline.runtime.engines.sets import EngineSets
+from trunkline.runtime.engines.sets import EngineSet, EngineSets, Pinned
 from trunkline.runtime.engines.settings import Builder, BuildRequest, BuildSettings
 from trunkline.runtime.engines.timing import TimingCache
 from trunkline.runtime.ensemble import Ensemble
@@ -134,8 +134,7 @@ def verify_again(
     with work.sets.assembling(bundle.digest, progress), work:
         for stage in bundle.manifest.stages:
             work.hold(stage)
-        (name, *_) = {engine.attestation.target for engine in work.engines.values()}
-        return work.judged(name, bisect)
+        return work.judged(next(iter(work.engines.values())).attestation.target, bisect)
 
 
 class _Work:
@@ -207,7 +206,7 @@ class _Work:
             lambda files: self.builder.build(BuildRequest(files, key.settings, measured), self._progress),
         )
         found = Attestation(
-            attestation.ATTESTATION_FORMAT,
+            attestation.FORMAT,
             attestation.SCHEMA,
             key,
             plan_bytes=len(built.plan),
@@ -239,8 +238,8 @@ class _Work:
     def _set(self, parity: ParityRun) -> EngineSet:
         library, device = self.builder.library, self.builder.device
         return EngineSet(
-            attestation.SET_FORMAT,
-            attestation.SCHEMA,
+            sets.FORMAT,
+            sets.SCHEMA,
             self.bundle.digest,
             library,
             device,
