@@ -26,6 +26,7 @@ class FakeCuda:
         self.path = library
         self._library = ctypes.CDLL(str(library))
         self._library.fake_limit.argtypes = (ctypes.c_size_t,)
+        self._library.fake_inside.argtypes = (ctypes.c_uint64, ctypes.c_size_t)
         self._library.cuLaunchHostFunc.argtypes = (ctypes.c_void_p, HOST_FUNCTION, ctypes.c_void_p)
         self._kept: list[Any] = []
 
@@ -58,6 +59,14 @@ class FakeCuda:
         """Contexts that this thread has not given back."""
         return int(self._library.fake_depth())
 
+    def inside(self, address: int, nbytes: int) -> bool:
+        """Whether so many bytes from an address on are the GPU's and were not given back."""
+        return bool(self._library.fake_inside(address, nbytes))
+
+    def fault(self) -> None:
+        """The work that runs now touched other memory: its stream is of no use any more."""
+        self._library.fake_fault()
+
     def launch(self, stream: int, work: Callable[[], None]) -> bool:
         """Gives a stream work, as a library would that runs kernels."""
         run = HOST_FUNCTION(lambda _: work())
@@ -80,11 +89,16 @@ def leaky_cuda(compiled_cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A library of the test's own, which may end with something not given back."""
     library = tmp_path / "libcuda.so.1"  # another path is another library, with a state of its own
     shutil.copyfile(compiled_cuda, library)
-    monkeypatch.setattr(driver, "LIBRARY", str(library))
-    monkeypatch.setattr(driver, "_started", None)
+    yield installed(library, monkeypatch)
     context._context_of.cache_clear()
-    yield FakeCuda(library)
+
+
+def installed(library: Path, patch: pytest.MonkeyPatch) -> FakeCuda:
+    """Puts the pretended library in the driver's place, not started yet."""
+    patch.setattr(driver, "LIBRARY", str(library))
+    patch.setattr(driver, "_started", None)
     context._context_of.cache_clear()
+    return FakeCuda(library)
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
-"""A compiler of stages that needs no GPU: its engines are ONNX Runtime sessions, and faults can be put into them."""
+"""A compiler of stages that needs no GPU, and caches with engines that no compiler made, to be spoilt.
+
+The compiler's engines are ONNX Runtime sessions, and faults can be put into them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +20,10 @@ from numpy.typing import NDArray
 from trunkline.runtime.backends import Arrays, Session, StageFiles, onnxruntime
 from trunkline.runtime.engines import attestation, key, sets
 from trunkline.runtime.engines.attestation import Attestation, ParityRun
+from trunkline.runtime.engines.cache import EngineCache
 from trunkline.runtime.engines.device import Device, Library
 from trunkline.runtime.engines.key import EngineKey
-from trunkline.runtime.engines.sets import EngineSet, Pinned
+from trunkline.runtime.engines.sets import EngineSet, EngineSets, Pinned
 from trunkline.runtime.engines.settings import BuildRequest, BuildSettings, BuiltEngine, Rows
 from trunkline.runtime.errors import BackendError
 from trunkline.runtime.manifest import Stage
@@ -31,6 +36,10 @@ SETTINGS = BuildSettings(
     profile=(Rows("B", 1, 1, 1), Rows("I", 1, 1, 8), Rows("N", 1, 20, 64), Rows("Q", 1, 4, 64)),
 )
 BUNDLE = "b" * 64
+PLAN = bytes(range(48))
+GRAPH = b"a graph"
+#: A stage that no compiler ever sees.
+FILES = StageFiles("vision", Stage((), (), {}), GRAPH, Path("/"), None, "2" * 64)
 
 
 @dataclass
@@ -142,3 +151,71 @@ def a_set(engines: Mapping[str, Attestation], bundle: str = BUNDLE) -> EngineSet
     pinned = {stage: Pinned(each.key, each.plan_sha256) for stage, each in engines.items()}
     made = sets.FORMAT, sets.SCHEMA, bundle, LIBRARY, DEVICE
     return EngineSet(*made, engines=pinned, parity=a_run(bundle=bundle), verified="2026-01-01T00:00:00+00:00")
+
+
+#: Of ``FILES``.
+KEY = a_key(graph=hashlib.sha256(GRAPH).hexdigest())
+
+
+def put(cache: EngineCache, key: EngineKey = KEY, plan: bytes = PLAN) -> Attestation:
+    """An engine that passed, and that nobody holds."""
+    found = attested(key, plan, a_run())
+    with cache.building(key):
+        cache.publish(plan, found).close()
+    return found
+
+
+def used(cache: EngineCache, key: EngineKey = KEY, plan: bytes = PLAN, bundle: str = BUNDLE) -> EngineSets:
+    """A cache whose one engine is in use."""
+    in_use = EngineSets(cache, key.library, key.device)
+    found = put(cache, key, plan)
+    with in_use.assembling(bundle):
+        in_use.use(replace(a_set({key.stage: found}, bundle), library=key.library, device=key.device))
+    return in_use
+
+
+def place(cache: EngineCache, key: EngineKey = KEY) -> Path:
+    return cache.root / key.digest
+
+
+def linked(path: Path, tmp_path: Path) -> None:
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+
+
+def hard_linked(path: Path, tmp_path: Path) -> None:
+    os.link(path, tmp_path / "elsewhere")
+
+
+def fifo(path: Path, tmp_path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_folder(path: Path, tmp_path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def missing(path: Path, tmp_path: Path) -> None:
+    path.unlink()
+
+
+def writable(path: Path, tmp_path: Path) -> None:
+    path.chmod(0o666)
+
+
+def group_writable(path: Path, tmp_path: Path) -> None:
+    path.chmod(0o620)
+
+
+#: Ways to spoil a file of the cache, with what is said of it.
+PLANTED = {
+    linked: "is a link",
+    hard_linked: "has 2 names",
+    fifo: "is no plain file",
+    a_folder: "is no plain file",
+    missing: "is missing",
+    writable: "its group or everybody may write",
+    group_writable: "its group or everybody may write",
+}

@@ -1,4 +1,4 @@
-"""Engines that must never run: stale, foreign, damaged, planted; and machines that die, fill up or refuse to write.
+"""Engines that must never run: stale, foreign, damaged, planted.
 
 Numbers are those of the list of bad inputs. What is done to a GPU's own engine format is up to the library; here it is
 never shown one that is not, to the byte, what was attested.
@@ -6,60 +6,52 @@ never shown one that is not, to the byte, what was attested.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.engines_kit import BUNDLE, DEVICE, LIBRARY, a_key, a_run, a_set, attested
+from tests.cuda_kit import FakeCuda
+from tests.engines_kit import (
+    BUNDLE,
+    DEVICE,
+    FILES,
+    KEY,
+    LIBRARY,
+    PLAN,
+    PLANTED,
+    linked,
+    place,
+    put,
+    used,
+)
+from tests.pretended_tensorrt.engines import compatible_plan
+from tests.pretended_tensorrt.fixtures import SETTINGS, Install, compiled_cuda, cuda, install, leaky_cuda, trt, world
+from tests.pretended_tensorrt.library import NEWEST, OLDEST
+from tests.pretended_tensorrt.world import World
+from tests.small_stages import expected, rows, small
 from trunkline.runtime import record
-from trunkline.runtime.backends import StageFiles
-from trunkline.runtime.engines import folder
-from trunkline.runtime.engines.attestation import Attestation
-from trunkline.runtime.engines.cache import RECORD_BYTES, EngineCache
-from trunkline.runtime.engines.key import EngineKey
+from trunkline.runtime.backends import StageFiles, tensorrt
+from trunkline.runtime.engines.cache import FOLDER_VARIABLE, EngineCache
+from trunkline.runtime.engines.key import EngineKey, engine_key
 from trunkline.runtime.engines.sets import EngineSets
-from trunkline.runtime.engines.timing import TimingCache
+from trunkline.runtime.engines.settings import BuildRequest
 from trunkline.runtime.errors import BackendError
-from trunkline.runtime.manifest import Stage
+from trunkline.targets.building.network import TensorRtBuilder
 
-PLAN = bytes(range(48))
-GRAPH = b"a graph"
-FILES = StageFiles("vision", Stage((), (), {}), GRAPH, Path("/"), None, "2" * 64)
-KEY = a_key(graph=hashlib.sha256(GRAPH).hexdigest())
+__all__ = ["compiled_cuda", "cuda", "install", "leaky_cuda", "trt", "world"]
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> EngineCache:
     return EngineCache(tmp_path / "engines")
-
-
-def put(cache: EngineCache, key: EngineKey = KEY, plan: bytes = PLAN) -> Attestation:
-    found = attested(key, plan, a_run())
-    with cache.building(key):
-        cache.publish(plan, found).close()
-    return found
-
-
-def used(cache: EngineCache, key: EngineKey = KEY, plan: bytes = PLAN, bundle: str = BUNDLE) -> EngineSets:
-    """A cache whose one engine is in use."""
-    sets = EngineSets(cache, key.library, key.device)
-    found = put(cache, key, plan)
-    with sets.assembling(bundle):
-        sets.use(replace(a_set({key.stage: found}, bundle), library=key.library, device=key.device))
-    return sets
-
-
-def place(cache: EngineCache, key: EngineKey = KEY) -> Path:
-    return cache.root / key.digest
 
 
 def refused(cache: EngineCache, reason: str, key: EngineKey = KEY) -> None:
@@ -250,48 +242,6 @@ def test_a_record_of_megabytes_is_not_read(cache: EngineCache) -> None:
 # Links, and files of others
 
 
-def _linked(path: Path, tmp_path: Path) -> None:
-    path.rename(tmp_path / "elsewhere")
-    path.symlink_to(tmp_path / "elsewhere")
-
-
-def _hard_linked(path: Path, tmp_path: Path) -> None:
-    os.link(path, tmp_path / "elsewhere")
-
-
-def _fifo(path: Path, tmp_path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def _folder(path: Path, tmp_path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def _missing(path: Path, tmp_path: Path) -> None:
-    path.unlink()
-
-
-def _writable(path: Path, tmp_path: Path) -> None:
-    path.chmod(0o666)
-
-
-def _group_writable(path: Path, tmp_path: Path) -> None:
-    path.chmod(0o620)
-
-
-PLANTED = {
-    _linked: "is a link",
-    _hard_linked: "has 2 names",
-    _fifo: "is no plain file",
-    _folder: "is no plain file",
-    _missing: "is missing",
-    _writable: "its group or everybody may write",
-    _group_writable: "its group or everybody may write",
-}
-
-
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 @pytest.mark.parametrize("name", ["engine.plan", "attestation.json"])
 def test_planted_files(cache: EngineCache, tmp_path: Path, name: str, plant: Callable[[Path, Path], None]) -> None:
@@ -305,7 +255,7 @@ def test_planted_files(cache: EngineCache, tmp_path: Path, name: str, plant: Cal
 @pytest.mark.parametrize(
     ("plant", "decisive"),
     [
-        (_linked, "a link or a file stands in its place"),
+        (linked, "a link or a file stands in its place"),
         (lambda path, tmp_path: (shutil.rmtree(path), path.write_bytes(PLAN)), "a link or a file stands in its place"),
         (lambda path, tmp_path: path.chmod(0o777), "its mode is 777"),
         (lambda path, tmp_path: (shutil.rmtree(path), path.mkdir()), "attestation.json is missing"),
@@ -344,381 +294,88 @@ def test_a_cache_that_is_no_folder(tmp_path: Path, make: Callable[[Path], object
         EngineCache(tmp_path / "engines")
 
 
-# The file that says which engines are used
+# With TensorRT: what it refuses itself, where our record was believed
+
+
+@pytest.fixture
+def of_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
+    """The cache that the back end looks into."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "engines"))
+    return EngineCache()
+
+
+def key_of(files: StageFiles) -> EngineKey:
+    return engine_key(files, SETTINGS, variant="trt", library=tensorrt.library(), device=tensorrt.device())
+
+
+def compiled(files: StageFiles) -> bytes:
+    return TensorRtBuilder().build(BuildRequest(files, SETTINGS.for_stage(files.stage))).plan
+
+
+def of_another_version(files: StageFiles, install: Install, world: World) -> bytes:
+    install(OLDEST)
+    return compiled(files)
+
+
+def of_another_gpu(files: StageFiles, install: Install, world: World) -> bytes:
+    install(NEWEST)
+    world.gpu = "Another GPU"
+    plan = compiled(files)
+    world.gpu = "Pretended GPU"
+    return plan
+
+
+def truncated(files: StageFiles, install: Install, world: World) -> bytes:
+    install(NEWEST)
+    return compiled(files)[:-100]
+
+
+def with_code(files: StageFiles, install: Install, world: World) -> bytes:
+    return compatible_plan(files, install(NEWEST), with_code=True)
 
 
 @pytest.mark.parametrize(
-    ("change", "decisive"),
+    ("plan_of", "decisive"),
     [
-        (lambda text: text.update(bundle="c" * 64), "did not pass, as this bundle's"),
-        (lambda text: text["parity"].update(passed=False), "did not pass"),
-        (lambda text: text["device"].update(name="Thor"), "another stage's, library's or device's"),
-        (lambda text: text["engines"]["vision"]["key"].update(stage="text"), "another stage's"),
-        (lambda text: text.update(schema=7), "schema 7"),
-        (lambda text: text.clear(), "its record is malformed"),
+        (of_another_gpu, "built for another device"),
+        (of_another_version, f"the plan is of TensorRT {OLDEST}"),
+        (truncated, "magicTag"),
+        (with_code, "code for the processor"),
     ],
+    ids=["51 another GPU", "52 another version", "53 truncated", "55 code"],
 )
-def test_a_set_that_does_not_hold(
-    cache: EngineCache, change: Callable[[dict[str, Any]], object], decisive: str
+def test_engines_that_were_attested_as_something_else(
+    of_tensorrt: EngineCache,
+    install: Install,
+    world: World,
+    tmp_path: Path,
+    plan_of: Callable[..., bytes],
+    decisive: str,
 ) -> None:
-    sets = used(cache)
-    (path,) = (cache.root / "sets").iterdir()
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    with pytest.raises(BackendError, match="is refused") as caught:
-        sets.open(FILES, "cpu", BUNDLE)
+    """As if a library had been exchanged under one version number, or a builder had been deceived."""
+    files = small(tmp_path / "stage")
+    plan = plan_of(files, install, world)
+    install(NEWEST)
+    used(of_tensorrt, key_of(files), plan)
+    with pytest.raises(BackendError, match=r"an engine cannot be used\n.*stage small(.|\n)*trunkline build") as caught:
+        tensorrt.open_stage(files)
     assert decisive in str(caught.value)
-    with pytest.raises(BackendError, match="there is no engine for a stage"):
-        sets.open(FILES, "cpu")
+    assert (world.runs, world.host_code_ran) == (0, 0)
 
 
-def test_a_set_of_another_bundle_under_this_name(cache: EngineCache) -> None:
-    sets = used(cache, bundle="c" * 64)
-    (path,) = (cache.root / "sets").iterdir()
-    path.rename(path.with_name(path.name.replace("c" * 64, BUNDLE)))
-    with pytest.raises(BackendError, match=r"is refused(.|\n)*another bundle's or device's set"):
-        sets.open(FILES, "cpu", BUNDLE)
-
-
-@pytest.mark.parametrize("plant", [_linked, _hard_linked, _fifo, _folder, _writable], ids=lambda plant: plant.__name__)
-def test_a_planted_set(cache: EngineCache, tmp_path: Path, plant: Callable[[Path, Path], None]) -> None:
-    sets = used(cache)
-    (path,) = (cache.root / "sets").iterdir()
-    plant(path, tmp_path)
-    with pytest.raises(BackendError, match="is refused"):
-        sets.open(FILES, "cpu", BUNDLE)
-
-
-def test_bundles_that_share_a_stage_do_not_share_an_unseen_engine(cache: EngineCache) -> None:
-    """Built with other settings, for another bundle: which one runs must be said."""
-    sets = used(cache)
-    other = replace(KEY, settings=replace(KEY.settings, optimization_level=5))
-    used(cache, other, b"other settings", "c" * 64)
-    with pytest.raises(BackendError, match="several bundles have this stage, each with another engine"):
-        sets.open(FILES, "cpu")
-    for bundle, plan in ((BUNDLE, PLAN), ("c" * 64, b"other settings")):
-        engine = sets.open(FILES, "cpu", bundle)
-        assert engine.plan() == plan
-        engine.close()
-
-
-# 57: measurements
-
-
-def test_57_a_stale_timing_cache_is_dropped(cache: EngineCache) -> None:
-    TimingCache(cache, LIBRARY, DEVICE).keep(b"measured")
-    assert TimingCache(cache, LIBRARY, DEVICE).find() == (b"measured", None)
-    newer = TimingCache(cache, replace(LIBRARY, version="2"), DEVICE)
-    content, note = newer.find()
-    assert content == b""
-    assert "were dropped: fake 1.0.0 made them on Fake Orin" in str(note)
-    assert newer.find() == (b"", None)
-
-
-def test_57_a_driver_update_drops_it(cache: EngineCache) -> None:
-    TimingCache(cache, LIBRARY, DEVICE).keep(b"measured")
-    content, note = TimingCache(cache, LIBRARY, replace(DEVICE, driver="600")).find()
-    assert (content, "driver 540.4.0" in str(note)) == (b"", True)
-
-
-def test_57_other_devices_have_their_own(cache: EngineCache) -> None:
-    one, two = TimingCache(cache, LIBRARY, DEVICE), TimingCache(cache, LIBRARY, replace(DEVICE, name="Thor"))
-    one.keep(b"one")
-    two.keep(b"two")
-    assert (one.find(), two.find()) == ((b"one", None), (b"two", None))
-
-
-@pytest.mark.parametrize("name", ["timing.cache", "record.json"])
-@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
-def test_57_a_planted_timing_cache(
-    cache: EngineCache, tmp_path: Path, name: str, plant: Callable[[Path, Path], None]
+def test_56_two_heads_of_one_architecture_run_their_own_engines(
+    of_tensorrt: EngineCache, trt: ModuleType, cuda: FakeCuda, tmp_path: Path
 ) -> None:
-    timing = TimingCache(cache, LIBRARY, DEVICE)
-    timing.keep(b"measured")
-    (entry,) = (cache.root / "timing").iterdir()
-    plant(entry / name, tmp_path)
-    content, note = timing.find()
-    assert content == b""
-    assert PLANTED[plant] in str(note)
-    timing.keep(b"again")
-    assert timing.find() == (b"again", None)
-
-
-def test_57_every_bit_of_a_timing_cache(cache: EngineCache) -> None:
-    timing, content = TimingCache(cache, LIBRARY, DEVICE), bytes(range(16))
-    for position in range(len(content)):
-        for bit in range(8):
-            timing.keep(content)
-            (entry,) = (cache.root / "timing").iterdir()
-            spoilt = bytearray(content)
-            spoilt[position] ^= 1 << bit
-            (entry / "timing.cache").write_bytes(spoilt)
-            found, note = timing.find()
-            assert found == b""
-            assert "size or SHA-256 differs" in str(note)
-
-
-def test_57_what_is_empty_or_huge_is_not_kept(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    timing = TimingCache(cache, LIBRARY, DEVICE)
-    monkeypatch.setattr("trunkline.runtime.engines.timing.MAX_BYTES", 4)
-    timing.keep(b"good")
-    timing.keep(b"")
-    timing.keep(b"huge!")
-    assert timing.find() == (b"good", None)
-
-
-# 78, 79: disks
-
-
-def failing(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, name, fail)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-@pytest.mark.parametrize("call", ["write", "fsync", "mkdir"])
-def test_78_a_full_disk(cache: EngineCache, monkeypatch: pytest.MonkeyPatch, call: str, code: int) -> None:
-    """The engine of before, of the same name, is still there."""
-    put(cache)
-    newer = attested(KEY, b"newer", a_run())
-    with monkeypatch.context() as patch, cache.building(KEY):
-        failing(patch, call, code)
-        with pytest.raises(BackendError, match="there is no room on the disk for engines"):
-            cache.publish(b"newer", newer)
-    engine = cache.find(KEY)
-    assert engine is not None
-    assert engine.plan() == PLAN
-    assert not list(cache.root.glob(".*"))
-
-
-def test_78_a_full_disk_while_engines_are_taken_into_use(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    sets = used(cache)
-    found = attested(KEY, PLAN, a_run())
-    with monkeypatch.context() as patch, sets.assembling(BUNDLE):
-        failing(patch, "fsync", errno.ENOSPC)
-        with pytest.raises(BackendError, match="no room on the disk"):
-            sets.use(a_set({"vision": found, "text": attested(replace(KEY, stage="text"), b"x", a_run())}))
-    kept = sets.of(BUNDLE)
-    assert kept is not None
-    assert list(kept.engines) == ["vision"]
-
-
-def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file system of the cache, mounted read-only; tests may run as root, whom modes do not stop."""
-    for name in ("mkdir", "rename", "replace", "unlink", "utime", "chmod"):
-        failing(monkeypatch, name, errno.EROFS)
-    opened = os.open
-
-    def open_(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return opened(path, flags, *args, **kwargs)
-
-    monkeypatch.setattr(os, "open", open_)
-
-
-def test_79_a_read_only_cache_serves_engines(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    sets = used(cache)
-    shutil.rmtree(cache.root / "locks")  # as in an image that was made elsewhere
-    read_only(monkeypatch)
-    with_engine = sets.open(FILES, "cpu", BUNDLE)
-    assert with_engine.plan() == PLAN
-    with_engine.close()
-
-
-def test_79_a_read_only_cache_takes_none(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(cache)
-    with monkeypatch.context() as patch:
-        read_only(patch)
-        with (
-            pytest.raises(BackendError, match=r"the engine cache cannot be written(.|\n)*Read-only(.|\n)*TRUNKLINE_ENGINES"),
-            cache.building(KEY),
-        ):
-            pytest.fail("nobody can build there")
-    with monkeypatch.context() as patch, cache.building(KEY):
-        read_only(patch)
-        with pytest.raises(BackendError, match="the engine cache cannot be written"):
-            cache.publish(PLAN, attested(KEY, PLAN))
-        with pytest.raises(BackendError, match="the engine cache cannot be written"):
-            cache.remove(KEY)
-
-
-def test_79_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_only(monkeypatch)
-    with pytest.raises(BackendError, match="the engine cache cannot be written"):
-        EngineCache(tmp_path / "engines")
-
-
-def test_a_failing_disk_is_no_damage(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is removed for it: the next read may succeed."""
-    put(cache)
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as patch, cache.building(KEY):
-        patch.setattr(folder.files, "read_bytes", fail)
-        with pytest.raises(BackendError, match=r"cannot be used(.|\n)*Input/output error"):
-            cache.find_or_remove(KEY)
-    assert cache.find(KEY) is not None
-
-
-# 80: kill -9
-
-
-LONG = bytes(1000)  # written in three pieces
-STEPS = ("open", "write", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "utime", "chmod")
-
-
-def _die_at(step: int) -> None:
-    """Kills this process before its ``step``-th change of the file system, the pieces of a write among them."""
-    left = [step]
-
-    def counted(call: Callable[..., Any], changes: Callable[..., bool]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if changes(*args):
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left[0] -= 1
-            return call(*args, **kwargs)
-
-        return wrapped
-
-    for name in STEPS:
-        creates = (lambda path, flags, *_: bool(flags & os.O_CREAT)) if name == "open" else (lambda *_: True)
-        setattr(os, name, counted(getattr(os, name), creates))
-    folder.WRITE_CHUNK_BYTES = 400
-
-
-def killed_at_every_step(work: Callable[[], object], check: Callable[[], object]) -> int:
-    """Runs ``work`` in children that die one step later each, until one comes through; ``check`` after each."""
-    for step in range(200):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                _die_at(step)
-                work()
-                code = 0
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        check()
-        if os.waitstatus_to_exitcode(status) == 0:
-            return step
-        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    raise AssertionError("it never came through")
-
-
-def found(cache: EngineCache, key: EngineKey = KEY) -> bytes | None:
-    engine = cache.find(key, unverified=True)
-    if engine is None:
-        return None
-    engine.close()
-    return engine.attestation.plan_sha256.encode()
-
-
-def sha(plan: bytes) -> bytes:
-    return hashlib.sha256(plan).hexdigest().encode()
-
-
-def no_leftovers(cache: EngineCache, key: EngineKey = KEY) -> None:
-    with cache.building(key):
-        assert not list(cache.root.glob(".*"))
-
-
-def test_80_killed_while_an_engine_is_kept(cache: EngineCache) -> None:
-    def check() -> None:
-        assert found(cache) in (None, sha(LONG))
-        no_leftovers(cache)
-
-    assert killed_at_every_step(lambda: put(cache, KEY, LONG), check) > 10
-    assert found(cache) == sha(LONG)
-
-
-def test_80_killed_while_an_engine_is_replaced(cache: EngineCache) -> None:
-    """The old one, none, or the new one; what follows works."""
-    put(cache, KEY, LONG)
-    seen = set()
-
-    def check() -> None:
-        seen.add(found(cache))
-        no_leftovers(cache)
-        put(cache, KEY, LONG)
-
-    killed_at_every_step(lambda: put(cache, KEY, b"newer"), check)
-    assert seen == {sha(LONG), None, sha(b"newer")}
-
-
-def test_80_killed_while_room_is_made(tmp_path: Path) -> None:
-    cache = EngineCache(tmp_path / "engines")
-    other = replace(KEY, stage="text")
-    put(cache, other, LONG)
-    cache.limit_bytes = RECORD_BYTES + 2000
-
-    def check() -> None:
-        assert found(cache, other) in (None, sha(LONG))
-        assert found(cache) in (None, sha(LONG))
-
-    killed_at_every_step(lambda: put(cache, KEY, LONG), check)
-    assert (found(cache), found(cache, other)) == (sha(LONG), None)
-    no_leftovers(cache)
-
-
-def test_80_killed_while_engines_are_taken_into_use(cache: EngineCache) -> None:
-    """Those of before, or the new ones; never a mixture, and never none."""
-    sets = used(cache, KEY, LONG)
-    newer = replace(KEY, settings=replace(KEY.settings, optimization_level=5))
-    record_of_newer = put(cache, newer, b"newer")
-    seen = set()
-
-    def work() -> None:
-        with sets.assembling(BUNDLE):
-            sets.use(a_set({"vision": record_of_newer}))
-
-    def check() -> None:
-        engine = sets.open(FILES, "cpu", BUNDLE)
-        seen.add(engine.plan())
-        engine.close()
-        with sets.assembling(BUNDLE):
-            assert not list((cache.root / "sets").glob(".*"))
-
-    killed_at_every_step(work, check)
-    assert seen == {LONG, b"newer"}
-
-
-def test_80_killed_while_an_engine_is_attested(cache: EngineCache) -> None:
-    with cache.building(KEY):
-        cache.publish(LONG, attested(KEY, LONG)).close()
-    seen = set()
-
-    def work() -> None:
-        engine = cache.find(KEY, unverified=True)
-        assert engine is not None
-        cache.attest(engine, a_run())
-
-    def check() -> None:
-        engine = cache.find(KEY, unverified=True)
-        assert engine is not None
-        seen.add(engine.attestation.passed)
-        engine.close()
-
-    killed_at_every_step(work, check)
-    assert seen == {False, True}
-
-
-def test_80_killed_while_measurements_are_kept(cache: EngineCache) -> None:
-    timing = TimingCache(cache, LIBRARY, DEVICE)
-    timing.keep(b"older")
-    seen = set()
-
-    def check() -> None:
-        seen.add(timing.find())
-        timing.keep(b"older")
-        assert not list((cache.root / "timing").glob(".*"))
-
-    killed_at_every_step(lambda: timing.keep(b"newer"), check)
-    assert seen == {(b"older", None), (b"", None), (b"newer", None)}
+    """Equal graphs to the byte, equal names and shapes; built one after the other, in use at once."""
+    heads = [small(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    assert heads[0].graph == heads[1].graph
+    for number, head in enumerate(heads):
+        used(of_tensorrt, key_of(head), compiled(head), bundle=f"{number}" * 64)
+    sessions = [tensorrt.open_stage(head) for head in heads]
+    for head, session in zip(heads, sessions, strict=True):
+        found = session.run({"x": rows(3)})["y"]
+        np.testing.assert_allclose(found, expected(head, {"x": rows(3)}), atol=1e-2)
+        session.close()
+    nobody = replace(heads[0], weights_digest=None)
+    with pytest.raises(BackendError, match="there is no engine for a stage on this device"):
+        tensorrt.open_stage(nobody)

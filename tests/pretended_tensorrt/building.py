@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError
 
 from tests.pretended_tensorrt.world import MAGIC, TIMING_MAGIC, HostMemory, TensorInfo, World, memory, tensors
 
@@ -32,12 +34,16 @@ class Builder:
         if not _told(settings.progress_monitor, self.world.phases):
             self.world.log("ERROR", "the build was cancelled")
             return None
-        dynamic = {each.name for each in built.inputs if -1 in each.shape}
-        if dynamic != set(settings.profile):
-            self.world.log("ERROR", f"no profile for {sorted(dynamic ^ set(settings.profile))}")
+        wrong = [each.name for each in built.inputs if not _profile_fits(each, settings.profile.get(each.name))]
+        wrong += sorted(set(settings.profile) - {each.name for each in built.inputs})
+        if wrong:
+            self.world.log("ERROR", f"no profile for {wrong}")
             return None
-        settings.cache.impl.content += b"measured\n"
+        if settings.cache is not None:
+            settings.cache.impl.content += b"measured\n"
         made = {
+            "version": self.world.version,
+            "host_code": "VERSION_COMPATIBLE" in settings.flags and "EXCLUDE_LEAN_RUNTIME" not in settings.flags,
             "flags": sorted(settings.flags),
             "network_flags": built.flags,
             "workspace": settings.pools,
@@ -54,8 +60,21 @@ class Builder:
         )
 
 
+def _profile_fits(tensor: TensorInfo, shapes: list[list[int]] | None) -> bool:
+    """Whether a profile says how large a tensor may be, and contradicts no size that is fixed."""
+    if shapes is None:
+        return -1 not in tensor.shape
+    return all(
+        len(shape) == len(tensor.shape)
+        and all(fixed in (-1, size) for size, fixed in zip(shape, tensor.shape, strict=True))
+        for shape in shapes
+    )
+
+
 def _told(monitor: Any, phases: list[tuple[str, str | None, int]]) -> bool:
-    """Tells a monitor of phases inside each other, as long as it wants to go on."""
+    """Tells a monitor, if there is one, of phases inside each other, as long as it wants to go on."""
+    if monitor is None:
+        return True
     for name, parent, steps in phases:
         monitor.phase_start(name, parent, steps)
     going = True
@@ -113,12 +132,14 @@ class Parser:
         return self.world.plugins
 
     def parse(self, model: bytes, path: str | None = None) -> bool:
-        loaded = onnx.load_model_from_string(model)
+        try:
+            loaded = onnx.load_model_from_string(model)
+        except DecodeError:
+            return self._refused("Failed to parse the model")
         try:
             onnx.load_external_data_for_model(loaded, str(Path(path).parent) if path else "/nowhere")
-        except (FileNotFoundError, onnx.checker.ValidationError):
-            self._problems.append(Problem("Failed to open file: weights"))
-            return False
+        except (FileNotFoundError, ValueError, onnx.checker.ValidationError):
+            return self._refused("Failed to open file: weights")
         for node in loaded.graph.node:
             if node.op_type in self.world.unsupported:
                 self._problems.append(Problem("No importer registered for op", node.name, node.op_type))
@@ -126,7 +147,20 @@ class Parser:
         network.model = loaded
         network.inputs = tensors(loaded.graph.input, constants)
         network.outputs = tensors(loaded.graph.output, constants)
-        return not self._problems
+        return not self._problems and (_computable(loaded) or self._refused("the shapes of a layer do not fit"))
+
+    def _refused(self, text: str) -> bool:
+        self._problems.append(Problem(text))
+        return False
+
+
+def _computable(model: onnx.ModelProto) -> bool:
+    """Whether a network can be made of a graph; an empty one is no graph."""
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception:  # its exceptions share no base class
+        return False
+    return bool(model.graph.output)
 
 
 class Config:

@@ -25,6 +25,14 @@ SETTINGS = BuildSettings(workspace_bytes=64 << 20, optimization_level=2, profile
 Install = Callable[..., ModuleType]
 
 
+def put(version: str, world: World, patch: pytest.MonkeyPatch, kind: str = "full") -> ModuleType:
+    """Puts a version of the pretended library in the place of both modules' names; the other one is not there."""
+    module = pretended.library(version, world, kind)
+    for name in ("tensorrt", "tensorrt_lean"):
+        patch.setitem(sys.modules, name, module if module.__name__ == name else None)
+    return module
+
+
 @pytest.fixture
 def world(cuda: FakeCuda) -> World:
     return World(cuda)
@@ -32,15 +40,8 @@ def world(cuda: FakeCuda) -> World:
 
 @pytest.fixture
 def install(world: World, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Puts a version of the pretended library in the place of both modules' names; the other one is not there."""
-
-    def put(version: str, kind: str = "full") -> ModuleType:
-        module = pretended.library(version, world, kind)
-        for name in ("tensorrt", "tensorrt_lean"):
-            monkeypatch.setitem(sys.modules, name, module if module.__name__ == name else None)
-        return module
-
-    return put
+    """As :func:`put`, for this test."""
+    return lambda version, kind="full": put(version, world, monkeypatch, kind)
 
 
 @pytest.fixture

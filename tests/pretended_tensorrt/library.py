@@ -70,7 +70,7 @@ def library(version: str, world: World, kind: str = "full") -> types.ModuleType:
     module.__version__ = content["version"]
     for name, members in content["classes"].items():
         setattr(module, name, _class(module, world, name, members))
-    world.lean = kind == "lean"
+    world.version, world.lean = content["version"], kind == "lean"
     world.severities = module.ILogger.__dict__["Severity"]._value
     return module
 

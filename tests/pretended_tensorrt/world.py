@@ -15,6 +15,7 @@ MAGIC = b"plan of a pretended TensorRT\n"
 TIMING_MAGIC = b"measurements of a pretended TensorRT\n"
 SCRATCH_BYTES = 4096
 KINDS = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8}
+Sizes = tuple[int, ...]
 _ONNX_KINDS = {1: "FLOAT", 10: "HALF", 6: "INT32", 7: "INT64", 2: "UINT8"}
 
 
@@ -32,9 +33,14 @@ class World:
         built: settings of every engine that was built.
         contexts: how many were made.
         runs: how many were computed.
+        faults: what runs did that ends a real GPU's context.
+        host_code_ran: how often code for the processor, out of a plan, would have run.
+        version: of the library.
+        lean: whether it is the lean runtime.
+        severities: of its logger.
         phases: name, parent and steps of what a build tells of.
         used: members that were touched.
-        logged: by the logger that the library was given.
+        loggers: that the library was given; it keeps the first.
     """
 
     cuda: FakeCuda | None = None
@@ -49,6 +55,11 @@ class World:
     loggers: list[Any] = field(default_factory=list)
     contexts: int = 0
     runs: int = 0
+    faults: list[str] = field(default_factory=list)
+    host_code_ran: int = 0
+    version: str = ""
+    lean: bool = False
+    severities: Any = None
     phases: list[tuple[str, str | None, int]] = field(
         default_factory=lambda: [("Building Engine", None, 2), ("Timing", "Building Engine", 4)]
     )
@@ -61,11 +72,8 @@ class World:
         return False
 
     def log(self, severity: str, text: str) -> None:
-        logger = self.loggers[0]  # the library keeps the first
+        logger = self.loggers[0]
         logger.log(getattr(self.severities, severity), text)
-
-    severities: Any = None
-    lean: bool = False
 
 
 class Enumerator(int):

@@ -1,7 +1,10 @@
 """What every back end owes the runtime. Each test runs on every back end that is installed here.
 
-Back ends of the ``trt`` variant get a bundle that has one, and tolerances of half precision. Where there is no GPU, one
-of the tests' own stands for them: ONNX Runtime's device sessions, on the processor.
+Back ends of the ``trt`` variant get a bundle that has one, and tolerances of half precision. Two stand-ins run
+everything of them but the GPU: ONNX Runtime's device sessions on the processor, and TensorRT's sessions on a pretended
+library and driver. TensorRT gets engines that ``build`` made of the bundles before.
+
+A test that does not concern a back end is not run on it, and the list of those that it concerns says why.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +26,31 @@ from numpy.typing import NDArray
 
 from tests import bound_backend, qdq_kit
 from tests.bundles import copied, frame, windows
+from tests.conftest import made_once
+from tests.pretended_tensorrt.engines import PROFILE, Built, pretend
+from tests.pretended_tensorrt.fixtures import compiled_cuda, cuda, leaky_cuda
 from tests.qdq_kit import Form
 from trunkline.calibration.samples.synthetic import stream
 from trunkline.runtime import backends, load, onnx_graph
-from trunkline.runtime.backends import Backend, StageFiles, choose, contract, named, names
+from trunkline.runtime.backends import Backend, ResidentSession, StageFiles, choose, contract, named, names, tensorrt
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BackendError, BundleError
 from trunkline.runtime.manifest import Stage, TensorSpec
 from trunkline.runtime.parity import check_parity
 from trunkline.runtime.sensor.window import SensorWindow
+
+__all__ = ["compiled_cuda", "cuda", "leaky_cuda"]
+
+#: TensorRT without a GPU, beside the real one, which is only run where there is one.
+PRETENDED = "tensorrt-pretended"
+BACKENDS = [*names(), bound_backend.NAME, PRETENDED]
+#: They run engines that were compiled before, for so many rows and no more.
+ENGINES = [tensorrt.NAME, PRETENDED]
+#: They compile when a stage is opened, so graph and weights are read there. Engines hold both: that nothing else is
+#: compiled is tested with their builder, and that no other stage's engine is opened, in tests/attacks/test_engines.py.
+COMPILING = [each for each in BACKENDS if each not in ENGINES]
+#: They may leave outputs where they were computed. Those of the processor have no other place.
+LEAVING = [*names("trt"), bound_backend.NAME, PRETENDED]
 
 SECONDS = 60
 STAGES = ("vision", "text", "context", "action")
@@ -49,10 +70,46 @@ class Tolerance:
 TOLERANCES = {"cpu": Tolerance(1e-5, 2e-5, 5e-6), "trt": Tolerance(2e-3, 5e-3, 5e-3)}
 
 
-@pytest.fixture(params=[*names(), bound_backend.NAME])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+@pytest.fixture(params=BACKENDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which back end a test runs on, stand-ins among them."""
+    return str(request.param)
+
+
+@pytest.fixture
+def backend(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     monkeypatch.setitem(backends._MODULES, bound_backend.NAME, bound_backend.__name__)
-    return installed(request.param)
+    if kind == PRETENDED:
+        built = request.getfixturevalue("built_with_pretended")
+        pretend(request.getfixturevalue("cuda").path, monkeypatch)
+        built.use(monkeypatch)
+        return named(tensorrt.NAME)
+    found = installed(kind)
+    if kind == tensorrt.NAME:
+        request.getfixturevalue("built_with_real").use(monkeypatch)
+    return found
+
+
+@pytest.fixture(scope="session")
+def built_with_pretended(shared: Path, half_bundle: Path, sensor_bundle: Path, compiled_cuda: Path) -> Built:
+    """Bundles and engines of the pretended TensorRT."""
+
+    def make() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            pretend(compiled_cuda, patch)
+            built.make(half_bundle, sensor_bundle)
+
+    built = Built(shared / "built_with_pretended_tensorrt")
+    made_once(built.root, make)
+    return built
+
+
+@pytest.fixture(scope="session")
+def built_with_real(shared: Path, half_bundle: Path, sensor_bundle: Path) -> Built:
+    """Bundles and engines of this machine's TensorRT."""
+    built = Built(shared / "built_with_tensorrt")
+    made_once(built.root, lambda: built.make(half_bundle, sensor_bundle))
+    return built
 
 
 @pytest.fixture(params=names("cpu"))
@@ -77,10 +134,37 @@ def tolerance(backend: Backend) -> Tolerance:
     return TOLERANCES[backend.VARIANT]
 
 
+BUILT = {tensorrt.NAME: "built_with_real", PRETENDED: "built_with_pretended"}
+
+
 @pytest.fixture
-def own(backend: Backend, request: pytest.FixtureRequest) -> Path:
+def own(backend: Backend, kind: str, request: pytest.FixtureRequest) -> Path:
     """A bundle with the back end's variant."""
+    if kind in BUILT:
+        return request.getfixturevalue(BUILT[kind]).half
     return request.getfixturevalue("bundle" if backend.VARIANT == "cpu" else "half_bundle")
+
+
+@pytest.fixture
+def felt(backend: Backend, kind: str, request: pytest.FixtureRequest) -> Path:
+    """A bundle with a sensor, in the back end's variant."""
+    return request.getfixturevalue(BUILT[kind]).sensor if kind in BUILT else request.getfixturevalue("sensor_bundle")
+
+
+@pytest.fixture
+def start(kind: str, request: pytest.FixtureRequest) -> str:
+    """What a fresh process runs first, to have a stand-in where a test has one."""
+    if kind == PRETENDED:
+        return PRETEND.format(library=str(request.getfixturevalue("compiled_cuda")))
+    return REGISTER if kind == bound_backend.NAME else ""
+
+
+REGISTER = "from tests import bound_backend; bound_backend.register()\n"
+PRETEND = """
+import pathlib, pytest
+from tests.pretended_tensorrt import engines
+engines.pretend(pathlib.Path({library!r}), pytest.MonkeyPatch())
+"""
 
 
 def stage_files(bundle: Path, name: str, threads: int = 1, variant: str = "cpu") -> StageFiles:
@@ -137,17 +221,15 @@ def test_golden_vectors(backend: Backend, own: Path, tolerance: Tolerance) -> No
     assert (report.fused.winners_changed, report.pixels_changed, report.ids_changed) == (0, 0, 0)
 
 
-def test_golden_vectors_with_a_sensor(backend: Backend, sensor_bundle: Path, tolerance: Tolerance) -> None:
-    with load(sensor_bundle, backend=backend.NAME) as ensemble:
+def test_golden_vectors_with_a_sensor(backend: Backend, felt: Path, tolerance: Tolerance) -> None:
+    with load(felt, backend=backend.NAME) as ensemble:
         report = check_parity(ensemble)
     assert report.fused.max_score_change < tolerance.scores
     assert report.fused.winners_changed == 0
 
 
-def test_windows_that_slide_give_what_whole_ones_give(
-    backend: Backend, sensor_bundle: Path, tolerance: Tolerance
-) -> None:
-    with load(sensor_bundle, backend=backend.NAME) as ensemble:
+def test_windows_that_slide_give_what_whole_ones_give(backend: Backend, felt: Path, tolerance: Tolerance) -> None:
+    with load(felt, backend=backend.NAME) as ensemble:
         assert ensemble.sensor is not None
         form, rows = ensemble.sensor, stream(np.random.default_rng(), 200, 6)
         for position in (0, 16, 48, 64):
@@ -159,9 +241,9 @@ def test_windows_that_slide_give_what_whole_ones_give(
 
 
 @pytest.mark.parametrize("name", ["steps", "sensor", "context"])
-def test_stages_of_a_sensor(backend: Backend, sensor_bundle: Path, tolerance: Tolerance, name: str) -> None:
+def test_stages_of_a_sensor(backend: Backend, felt: Path, tolerance: Tolerance, name: str) -> None:
     """What lies along blocks does influence each other, so sizes are compared with another back end."""
-    files = stage_files(sensor_bundle, name, variant=backend.VARIANT)
+    files = stage_files(felt, name, variant=backend.VARIANT)
     assert {"steps": "Q", "context": "I"}.get(name) == next(
         (size for spec in files.stage.inputs for size in spec.shape if isinstance(size, str)), None
     )
@@ -218,6 +300,63 @@ def test_back_ends_agree(backend: Backend, files_of: Stages, tolerance: Toleranc
     found = backend.open_stage(files).run(inputs)
     for output in files.stage.outputs:
         np.testing.assert_allclose(found[output.name], other[output.name], atol=tolerance.others)
+
+
+@pytest.mark.parametrize("kind", LEAVING)
+@pytest.mark.parametrize("name", STAGES)
+def test_what_stays_is_what_would_have_come(
+    backend: Backend, files_of: Stages, tolerance: Tolerance, name: str
+) -> None:
+    """Nor is it touched by later runs, by the session's end, or by who reads it."""
+    files = files_of(name)
+    output = files.stage.outputs[0].name
+    session = cast(ResidentSession, backend.open_stage(files))
+    inputs = [sample(files.stage, count, seed=count) for count in (2, 2, 3)]
+    expected = [session.run(each)[output] for each in inputs]
+    kept = [session.run_resident(each)[output] for each in inputs]
+    session.close()
+    for found, wanted in zip(kept, expected, strict=True):
+        assert (found.shape, found.dtype, found.nbytes) == (wanted.shape, wanted.dtype, wanted.nbytes)
+        read = found.numpy()
+        np.testing.assert_allclose(read, wanted, atol=tolerance.parts)
+        read[...] = 0
+        np.testing.assert_allclose(in_a_thread(found.numpy), wanted, atol=tolerance.parts)
+
+
+def in_a_thread(action: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(action).result(SECONDS)
+
+
+@pytest.mark.parametrize("kind", LEAVING)
+def test_a_stage_reads_what_others_left(backend: Backend, files_of: Stages, tolerance: Tolerance) -> None:
+    """Both inputs, one of them, again and again, and in the order of a run that is refused in between."""
+    sessions = {name: cast(ResidentSession, backend.open_stage(files_of(name))) for name in STAGES[:3]}
+    patches = sessions["vision"].run_resident(sample(files_of("vision").stage, 1, seed=1))["patches"]
+    for count in (1, 3, 3, 3, 3, 3):
+        tokens = sessions["text"].run_resident(sample(files_of("text").stage, count, seed=count))["tokens"]
+        expected = sessions["context"].run({"patches": patches.numpy(), "tokens": tokens.numpy()})["context"]
+        for left in (tokens, tokens.numpy()):
+            found = sessions["context"].run_resident({"patches": patches, "tokens": left})["context"]
+            np.testing.assert_allclose(found.numpy(), expected, atol=tolerance.parts)
+        with pytest.raises(BackendError, match=r"failed while it ran a stage\n.*stage context"):
+            sessions["context"].run_resident({"patches": tokens, "tokens": patches})
+    for session in sessions.values():
+        session.close()
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_more_rows_than_an_engine_takes(backend: Backend, own: Path) -> None:
+    """Others take any number. Nothing of the call is computed, and the next one is right."""
+    most = {rows.letter: rows.maximum for rows in PROFILE}
+    with load(own, backend=backend.NAME) as ensemble:
+        expected = ensemble.score(frame(), "go", windows(4)).scores
+        for instructions, candidates in ((1, most["N"] + 1), (most["I"] + 1, 4)):
+            texts = [f"go {candidates} {index}" for index in range(instructions)]  # what is known costs no rows
+            with pytest.raises(BackendError, match=r"another number of rows(.|\n)*the engine takes 1 to(.|\n)*profile"):
+                ensemble.score(frame(), texts, windows(candidates))
+            np.testing.assert_array_equal(ensemble.score(frame(), "go", windows(4)).scores, expected)
+        assert ensemble.score(frame(), "go", windows(most["N"])).scores.shape == (most["N"],)
 
 
 def test_results_outlive_the_next_run(backend: Backend, files_of: Stages) -> None:
@@ -323,6 +462,7 @@ def broken(graph: bytes) -> bytes:
     return model.SerializeToString()
 
 
+@pytest.mark.parametrize("kind", COMPILING)
 @pytest.mark.parametrize("graph", [b"", b"\0" * 100, None], ids=["empty", "zeros", "shapes"])
 def test_broken_graph(backend: Backend, files_of: Stages, graph: bytes | None) -> None:
     files = files_of("action")
@@ -378,11 +518,13 @@ def test_an_output_may_vary_where_a_size_is_promised_and_an_input_may_not(bundle
         contract.check_signature(files, [replace(history, shape=("?", "?", 7))], [action])
 
 
+@pytest.mark.parametrize("kind", COMPILING)
 def test_weight_file_missing(backend: Backend, files_of: Stages, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=rf"stage action(.|\n)*{backend.VARIANT}.weights"):
         backend.open_stage(replace(files_of("action"), folder=tmp_path))
 
 
+@pytest.mark.parametrize("kind", COMPILING)
 @pytest.mark.parametrize("size", [0, 1000])
 def test_weight_file_too_short(backend: Backend, files_of: Stages, tmp_path: Path, size: int) -> None:
     files = files_of("vision")
@@ -422,9 +564,6 @@ def test_closing_frees(backend: Backend, files_of: Stages) -> None:
     assert resident_bytes() - before < 24 << 20
 
 
-#: Lets a fresh process find the back end of the tests.
-REGISTERED = "from tests import bound_backend; bound_backend.register()\n"
-
 FORKING = """
 import os, sys, numpy as np
 from trunkline.runtime import load, onnx_graph
@@ -455,8 +594,8 @@ print("parent works")
 
 
 @pytest.mark.parametrize("what", ["end", "forget", "load"])
-def test_a_forked_child_ends(backend: Backend, own: Path, tolerance: Tolerance, what: str) -> None:
-    done = run_python(REGISTERED + FORKING, str(own), backend.NAME, what, str(tolerance.scores))
+def test_a_forked_child_ends(backend: Backend, start: str, own: Path, tolerance: Tolerance, what: str) -> None:
+    done = run_python(start + FORKING, str(own), backend.NAME, what, str(tolerance.scores))
     assert (done.returncode, done.stdout.strip()) == (0, "parent works"), done.stderr
 
 
@@ -508,19 +647,26 @@ from trunkline.runtime.backends import choose
 choose(sys.argv[1]).version()
 children = [open(f"/proc/self/task/{task}/children").read() for task in os.listdir("/proc/self/task")]
 telemetry = [module for module in sys.modules if module.startswith("openvino_telemetry")]
-print(os.environ.get("ORT_DISABLE_TELEMETRY"), "".join(children).split(), telemetry, len(os.listdir("/proc/self/task")))
+told = "onnxruntime" not in sys.modules or os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+print(told, "".join(children).split(), telemetry, len(os.listdir("/proc/self/task")))
 """
 
 
-def test_no_usage_data_is_sent(backend: Backend, tmp_path: Path) -> None:
+UNTOLD = 'import os; os.environ.pop("ORT_DISABLE_TELEMETRY", None)'
+
+
+def test_no_usage_data_is_sent(backend: Backend, start: str, tmp_path: Path) -> None:
     """Both libraries send some from the moment they are imported; a robot has no say in it."""
-    quiet = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "ORT_DISABLE_TELEMETRY": "1"}
-    registered = REGISTERED if backend is bound_backend else ""  # which imports more than a robot does
-    done = run_python(registered + QUIET, backend.NAME, **quiet)
+    home = tmp_path / "home"
+    home.mkdir()
+    quiet = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HOME": str(home)}
+    # A stand-in's library is imported by the tests themselves; every other one has to be told by its back end.
+    prepared = 'import os; os.environ["ORT_DISABLE_TELEMETRY"] = "1"' if start else UNTOLD
+    done = run_python(f"{prepared}\n{start}{QUIET}", backend.NAME, **quiet)
     told, children, telemetry, threads = done.stdout.split("\n")[0].split()
-    assert (told, children, telemetry) == ("1", "[]", "[]"), done.stdout + done.stderr  # no process that could
+    assert (told, children, telemetry) == ("True", "[]", "[]"), done.stdout + done.stderr  # no process that could
     assert threads == "1" or backend.VARIANT == "trt"  # nor a thread, but those of a GPU's driver
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(home) == []
 
 
 #: All of these compute the same; for each, the back ends that run the layer in int8.

@@ -50,11 +50,8 @@ def test_it_is_a_back_end(trt: ModuleType) -> None:
 
 
 @pytest.fixture
-def bundle(half_bundle: Path, tmp_path: Path) -> Path:
-    """With a gate for half precision."""
-    folder = copied(half_bundle, tmp_path / "bundle")
-    edit_manifest(folder, lambda manifest: manifest["parity"]["gates"].update(trt=0.01))
-    return folder
+def bundle(half_bundle: Path) -> Path:
+    return half_bundle
 
 
 def missing() -> Missing:
@@ -120,11 +117,27 @@ def test_from_a_bundle_to_decisions(trt: ModuleType, world: World, bundle: Path)
     assert len(world.built) == 4
 
 
-def test_a_sensor_from_samples_to_decisions(trt: ModuleType, sensor_bundle: Path, tmp_path: Path) -> None:
-    bundle = copied(sensor_bundle, tmp_path / "sensor")
-    edit_manifest(bundle, lambda manifest: manifest["parity"]["gates"].update(trt=0.01))
+def test_two_bundles_with_the_same_stages_run_on_their_own_engines(
+    trt: ModuleType, world: World, bundle: Path, tmp_path: Path
+) -> None:
+    """Each was judged with the engines of its own batch profile."""
+    other = copied(bundle, tmp_path / "other")
+    edit_manifest(other, lambda manifest: manifest["producer"].update(note="the same stages in another bundle"))
+    (first, *rest) = TARGET.settings.profile
+    wider = replace(TARGET.settings, profile=(replace(first, maximum=first.maximum + 1), *rest))
     build(Bundle(bundle), TensorRtBuilder(), TARGET, cache=EngineCache())
-    with load(bundle, backend="tensorrt") as ensemble:
+    build(Bundle(other), TensorRtBuilder(), replace(TARGET, settings=wider), cache=EngineCache())
+    assert len(world.built) > 4
+    np.testing.assert_allclose(scored(bundle, "tensorrt"), scored(other, "tensorrt"), atol=2e-3)
+    third = copied(bundle, tmp_path / "third")
+    edit_manifest(third, lambda manifest: manifest["producer"].update(note="never judged"))
+    with pytest.raises(BackendError, match="there is no engine for a stage on this device"):
+        load(third, backend="tensorrt")
+
+
+def test_a_sensor_from_samples_to_decisions(trt: ModuleType, sensor_bundle: Path) -> None:
+    build(Bundle(sensor_bundle), TensorRtBuilder(), TARGET, cache=EngineCache())
+    with load(sensor_bundle, backend="tensorrt") as ensemble:
         assert check_parity(ensemble).passed
 
 

@@ -37,7 +37,7 @@ static char device_name[256] = "Pretended GPU";
 static struct { char name[64]; int after, code; } failures[16];
 static struct { char name[64]; int count; } calls[64];
 static __thread int depth;
-static __thread Stream *recording_here;
+static __thread Stream *recording_here, *running_here;
 
 static int enter(const char *name, int needs_context) {
     pthread_mutex_lock(&lock);
@@ -112,7 +112,7 @@ static int give(Stream *stream, Work work) {
 }
 static int finish(Stream *stream) {
     for (Work *work = stream->queue.first; work && !stream->error; work = work->next) {
-        if (work->kind == CALL) { work->run(work->data); continue; }
+        if (work->kind == CALL) { running_here = stream; work->run(work->data); running_here = NULL; continue; }
         int to = work->kind == COPY_OUT ? PINNED_MEMORY : DEVICE_MEMORY;
         int from = work->kind == COPY_IN ? PINNED_MEMORY : DEVICE_MEMORY;
         if (!inside(to, work->to, work->size) || !inside(from, work->from, work->size)) stream->error = ILLEGAL_ADDRESS;
@@ -268,3 +268,6 @@ int fake_live(int kind) { int count = 0; for (Block *block = blocks; block; bloc
 void fake_limit(size_t bytes) { limit = bytes; }
 void fake_device(const char *name, int count, int shares_memory) { snprintf(device_name, sizeof device_name, "%s", name); device_count = count; integrated = shares_memory; }
 int fake_depth(void) { return depth; }
+/* For what pretends to be a kernel: whether memory of the GPU is there, and what happens where it is not. */
+int fake_inside(uint64_t address, size_t size) { return inside(DEVICE_MEMORY, address, size); }
+void fake_fault(void) { if (running_here) running_here->error = ILLEGAL_ADDRESS; }

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -96,6 +95,49 @@ def test_an_engine_that_was_not_judged_is_for_the_judge_only(cache: EngineCache)
     cache.attest(engine, a_run())
     engine.close()
     assert held(cache, a_key()).attestation.passed
+
+
+def test_an_engine_that_is_removed_while_it_is_judged(cache: EngineCache) -> None:
+    """Otherwise a set would name an engine that is not there, beside a record of it."""
+    put(cache, a_key(), passed=False)
+    engine = cache.find(a_key(), unverified=True)
+    assert engine is not None
+    with cache.building(a_key()):
+        cache.remove(a_key())
+    with pytest.raises(BackendError, match=r"removed or replaced while it was judged(.|\n)*trunkline build"):
+        cache.attest(engine, a_run())
+    put(cache, a_key(), b"another", passed=False)
+    with pytest.raises(BackendError, match="removed or replaced while it was judged"):
+        cache.attest(engine, a_run())
+    (cache.root / a_key().digest / "attestation.json").write_bytes(b"{}")
+    with pytest.raises(BackendError, match="is refused"):
+        cache.attest(engine, a_run())
+    engine.close()
+    assert cache.find_or_remove(a_key())[0] is None
+
+
+def test_what_a_judge_that_died_left_is_removed(cache: EngineCache) -> None:
+    put(cache, a_key(), passed=False)
+    left = cache.root / a_key().digest / ".attestation.json.abc.partial"
+    left.write_bytes(b"{")
+    engine = cache.find(a_key(), unverified=True)
+    assert engine is not None
+    cache.attest(engine, a_run())
+    engine.close()
+    assert not left.exists()
+
+
+def test_what_somebody_holds_is_not_removed_for_having_failed(cache: EngineCache) -> None:
+    """It may be another build that is judging it now; what is damaged goes all the same."""
+    put(cache, a_key(), passed=False)
+    engine = cache.find(a_key(), unverified=True)
+    assert engine is not None
+    with cache.building(a_key()):
+        assert not cache.remove_unless_held(a_key())
+        assert cache.find(a_key(), unverified=True) is not None
+        engine.close()
+        assert cache.remove_unless_held(a_key())
+        assert cache.find(a_key(), unverified=True) is None
 
 
 def test_one_that_failed_is_refused(cache: EngineCache) -> None:
@@ -269,28 +311,46 @@ def test_builders_of_other_engines_do_not_wait(cache: EngineCache) -> None:
         put(cache, key_number(2))
 
 
-def _build_once(root: Path, start: Any, counter: Any) -> None:
-    cache = EngineCache(root)
-    start.wait(SECONDS)
-    with cache.building(a_key()):
-        engine, _ = cache.find_or_remove(a_key())
-        if engine is None:
-            with counter.get_lock():
-                counter.value += 1
-            engine = cache.publish(PLAN, attested(a_key(), PLAN, a_run()))
-    assert engine.plan() == PLAN
+PROCESSES = 6
+
+
+class _Meeting:
+    """Lets nobody go on before all have come: to the lock, or past it."""
+
+    def __init__(self) -> None:
+        self._come, self._all, self.compiled = FORK.Value("i", 0), FORK.Event(), FORK.Value("i", 0)
+        self._here = False
+
+    def come(self) -> None:
+        if not self._here:
+            self._here = True
+            with self._come.get_lock():
+                self._come.value += 1
+                if self._come.value == PROCESSES:
+                    self._all.set()
+
+    def build_once(self, root: Path) -> None:
+        cache = EngineCache(root)
+        with cache.building(a_key(), lambda *_: self.come()):
+            engine, _ = cache.find_or_remove(a_key())
+            if engine is None:
+                self.come()
+                assert self._all.wait(SECONDS)
+                with self.compiled.get_lock():
+                    self.compiled.value += 1
+                engine = cache.publish(PLAN, attested(a_key(), PLAN, a_run()))
+        assert engine.plan() == PLAN
 
 
 def test_81_processes_at_once_end_with_one_engine(cache: EngineCache) -> None:
-    start, counter = FORK.Event(), FORK.Value("i", 0)
-    children = [FORK.Process(target=_build_once, args=(cache.root, start, counter)) for _ in range(6)]
+    meeting = _Meeting()
+    children = [FORK.Process(target=meeting.build_once, args=(cache.root,)) for _ in range(PROCESSES)]
     for child in children:
         child.start()
-    start.set()
     for child in children:
         child.join(SECONDS)
-    assert [child.exitcode for child in children] == [0] * 6
-    assert counter.value == 1
+    assert [child.exitcode for child in children] == [0] * PROCESSES
+    assert meeting.compiled.value == 1
     assert held(cache, a_key()).plan() == PLAN
 
 

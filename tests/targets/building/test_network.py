@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.pretended_tensorrt.fixtures import SETTINGS, Install
@@ -88,6 +90,30 @@ def test_weights_are_looked_for_beside_the_graph(trt: ModuleType, tmp_path: Path
     with pytest.raises(BackendError, match=r"(?s)refuses a stage.*the graph: Failed to open file"):
         built(elsewhere)
     assert built(files).plan
+
+
+@pytest.mark.parametrize("size", [0, 10])
+def test_weights_that_are_too_short(trt: ModuleType, tmp_path: Path, size: int) -> None:
+    files = small(tmp_path)
+    os.truncate(files.folder / "trt.weights", size)
+    with pytest.raises(BackendError, match=r"(?s)refuses a stage.*stage small"):
+        built(files)
+
+
+def of_shapes_that_do_not_fit(graph: bytes) -> bytes:
+    model = onnx.load_model_from_string(graph)
+    product = next(node for node in model.graph.node if node.op_type == "MatMul")
+    product.input[0] = product.input[1]
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("graph", [b"", b"\0" * 100, None], ids=["empty", "zeros", "shapes"])
+def test_broken_graphs(trt: ModuleType, world: World, tmp_path: Path, graph: bytes | None) -> None:
+    """As the shared suite asks of back ends that compile when a stage is opened."""
+    files = small(tmp_path)
+    with pytest.raises(BackendError, match=r"(?s)refuses a stage.*stage small"):
+        built(replace(files, graph=of_shapes_that_do_not_fit(files.graph) if graph is None else graph))
+    assert world.built == []
 
 
 def test_what_the_parser_makes_must_be_the_contract(trt: ModuleType, tmp_path: Path) -> None:

@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.bundles import put
+from tests.bundles import edit_manifest, put
 from tests.engines_kit import DEVICE, LIBRARY, SETTINGS, FailingBuilder, FakeBuilder
+from trunkline.runtime import record
 from trunkline.runtime.backends import StageFiles, onnxruntime
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.engines.cache import EngineCache
-from trunkline.runtime.engines.settings import BuildRequest, BuiltEngine, Rows
+from trunkline.runtime.engines.key import EngineKey
 from trunkline.runtime.engines.sets import EngineSets
+from trunkline.runtime.engines.settings import BuildRequest, BuiltEngine, Rows
 from trunkline.runtime.engines.timing import TimingCache
 from trunkline.runtime.errors import BackendError, InputError, IntegrityError, ParityError
 from trunkline.runtime.progress import Progress
 from trunkline.targets.building import verify
-from trunkline.targets.building.run import BuildReport, Memory, Target, build, verify_again
+from trunkline.targets.building.run import Memory, Target, build, verify_again
 from trunkline.targets.building.stages import with_files
 
 TARGET = Target("fake-orin", SETTINGS)
@@ -252,6 +254,45 @@ def test_an_engine_that_passes_with_another_bundle_is_not_removed(
     assert list(in_use(cache, opened)) == STAGES
 
 
+def test_an_engine_that_another_bundle_runs_stays_whoever_judged_it_last(
+    cache: EngineCache, opened: Bundle, tmp_path: Path
+) -> None:
+    """Its record names the last bundle that it passed with; the other one would find it gone."""
+    other = Bundle(same_stages(opened.root, tmp_path / "other"))
+    for each in (opened, other):
+        build(each, FakeBuilder(), TARGET, cache=cache)
+    with pytest.raises(ParityError, match="stays, since it passes with another bundle"):
+        verify_again(other, _Aged(), cache=cache)
+    assert list(in_use(cache, opened)) == STAGES
+    with pytest.raises(ParityError, match="build once more"):
+        verify_again(opened, _Aged(), cache=cache)
+    assert len(entries(cache)) == 3
+
+
+def same_stages(bundle: Path, target: Path) -> Path:
+    """Another bundle of the same stages."""
+    shutil.copytree(bundle, target)
+    edit_manifest(target, lambda manifest: manifest["parity"].update(measured_score_change=1e-7))
+    return target
+
+
+def test_an_engine_that_another_process_holds_stays(cache: EngineCache, opened: Bundle) -> None:
+    """It may be judging it."""
+    build(opened, FakeBuilder(), TARGET, cache=cache)
+    held = []
+    for path in entries(cache):
+        key = json.loads((path / "attestation.json").read_text())["key"]
+        held.append(cache.find(record.build(key, EngineKey)))
+    with pytest.raises(ParityError, match="stays, since another process uses it"):
+        verify_again(opened, _Aged(), cache=cache)
+    assert len(entries(cache)) == 4
+    with pytest.raises(BackendError, match="there is no engine for a stage"):
+        in_use(cache, opened)
+    for engine in held:
+        assert engine is not None
+        engine.close()
+
+
 def change_golden(bundle: Path) -> None:
     from safetensors.numpy import load, save
 
@@ -428,10 +469,12 @@ def test_80_kill_9_leaves_what_was_in_use(cache: EngineCache, opened: Bundle, wh
 
 
 def test_81_two_processes_build_each_stage_once(cache: EngineCache, opened: Bundle, tmp_path: Path) -> None:
-    """They come up together; the second finds what the first made."""
-    counted = tmp_path / "compiled"
-    arguments = (str(opened.root), str(cache.root), _Counting(counted), 3)
-    both = [SPAWN.Process(target=_build, args=arguments) for _ in range(2)]
+    """The second comes while the first compiles; it waits, and finds what the first made."""
+    counted, second = tmp_path / "compiled", SPAWN.Event()
+    both = [
+        SPAWN.Process(target=_build_and_tell, args=(str(opened.root), str(cache.root), str(counted), second))
+        for _ in range(2)
+    ]
     for each in both:
         each.start()
     for each in both:
@@ -443,14 +486,27 @@ def test_81_two_processes_build_each_stage_once(cache: EngineCache, opened: Bund
 
 
 class _Counting(FakeBuilder):
-    def __init__(self, file: Path) -> None:
+    """Compiles when another process has come: to a lock, or as far as this one."""
+
+    def __init__(self, file: Path, second: Any) -> None:
         super().__init__()
-        self._file = file
+        self._file, self._second = file, second
 
     def build(self, request: BuildRequest, progress: Progress) -> BuiltEngine:
         with self._file.open("a") as file:
             file.write(request.stage.name + "\n")
+        if self._file.read_text().split().count("vision") > 1:
+            self._second.set()
+        assert self._second.wait(SECONDS)
         return super().build(request, progress)
+
+
+def _build_and_tell(bundle: str, root: str, file: str, second: Any) -> None:
+    def progress(step: str, done: int, total: int) -> None:
+        if step.startswith("waiting"):
+            second.set()
+
+    build(Bundle(bundle), _Counting(Path(file), second), TARGET, cache=EngineCache(Path(root)), progress=progress)
 
 
 # Details
