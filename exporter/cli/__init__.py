@@ -74,7 +74,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     epilog="On a workstation: **merge**, **doctor**, **export**. On the robot: **targets**, **plan**, **build**, "
-    "**verify**, **score**, **eval**, **bench**, **report**, **info**. `trunkline COMMAND --help` shows examples.",
+    "**verify**, **score**, **eval**, **bench**, **report**, **info**. Recordings: **windows**, **replay**. "
+    "`trunkline COMMAND --help` shows examples.",
 )
 
 
