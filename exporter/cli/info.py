@@ -41,7 +41,9 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     manifest = bundle.manifest
     total = sum(entry.size for entry in manifest.files.values())
     text = manifest.text
-    here = [described(each) for each in map(named, names()) if each.available() is None]
+    fitting = [named(name) for name in names() if named(name).VARIANT in manifest.variants]
+    missing = {backend.NAME: backend.available() for backend in fitting}
+    here = [described(backend) for backend in fitting if missing[backend.NAME] is None]
     return {
         "kind": f"{manifest.kind} bundle, schema {manifest.schema}",
         "digest": bundle.digest,
@@ -61,7 +63,11 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         ],
         "parity at export": f"largest score change {manifest.parity.measured_score_change:.2g}, "
         f"{manifest.parity.winners_changed} of {manifest.parity.decisions} winners changed",
+        "allowed on a device": [
+            f"{variant}: scores within {gate:g} of PyTorch's" for variant, gate in manifest.parity.gates.items()
+        ],
         "back ends here, fastest first": here or "none; pip install 'trunkline[cpu]'",
+        "back ends not here": [f"{name}: {why.reason}" for name, why in missing.items() if why is not None] or "none",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.producer.items()),
     }
 

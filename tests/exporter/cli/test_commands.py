@@ -18,7 +18,7 @@ from tests.kit import random_checkpoint, random_member, save_training
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.cli import app
 from trunkline.runtime import fusion
-from trunkline.runtime.backends import described, named, names
+from trunkline.runtime.backends import Missing, described, named, names
 
 COMMANDS = (
     *("merge", "doctor", "export", "info", "verify", "score", "eval", "bench", "report", "windows", "replay"),
@@ -122,8 +122,18 @@ def test_info_of_a_bundle(bundle: Path) -> None:
     facts = json.loads(run("info", bundle, "--json").stdout)
     assert facts["kind"] == "verifier bundle, schema 1"
     assert len(facts["members"]) == 3
-    here = [described(named(name)) for name in names() if named(name).available() is None]
+    here = [described(named(name)) for name in names("cpu") if named(name).available() is None]
     assert facts["back ends here, fastest first"] == here
+    assert facts["allowed on a device"] == ["cpu: scores within 0.0001 of PyTorch's"]
+
+
+def test_info_says_which_back_ends_are_missing_and_why(half_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in names("trt"):
+        monkeypatch.setattr(named(name), "available", lambda: Missing("no driver", "install it"))
+    facts = json.loads(run("info", half_bundle, "--json").stdout)
+    missing = [f"{name}: no driver" for name in names("trt")]
+    assert [each for each in facts["back ends not here"] if "no driver" in each] == missing
+    assert "trt: scores within 0.01 of PyTorch's" in facts["allowed on a device"]
 
 
 def test_results_say_which_back_end_ran(bundle: Path, frame: Path, tmp_path: Path) -> None:
