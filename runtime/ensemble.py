@@ -332,10 +332,22 @@ class Ensemble:
         self._sensor.forget()
 
     def open_stages(self) -> None:
-        """Compiles all stages now, side by side, so that no call has to wait for it."""
+        """Compiles all stages now, side by side, so that no call has to wait for it.
+
+        Raises:
+            BackendError: the back end refuses a stage, or opened some that were never judged with the others.
+        """
         self._require_open()
         with ThreadPoolExecutor(max_workers=len(self._graph.nodes)) as pool:
-            list(pool.map(self._graph.open, self._graph.nodes.values()))
+            sessions = list(pool.map(self._graph.open, self._graph.nodes.values()))
+        if len({getattr(session, "judged_with", None) for session in sessions}) > 1:
+            self._graph.close()
+            raise BackendError(
+                "engines were replaced while the bundle was loaded",
+                where=self.bundle.root,
+                found="stages of two builds, which were never judged together",
+                fix="load it again",
+            )
 
     def close(self) -> None:
         """Frees sessions and caches. Calling it twice is fine."""
@@ -435,5 +447,9 @@ def load(
         choose(backend)  # hashing gigabytes first would only delay the answer
     bundle = Bundle(path, recheck=recheck, progress=progress)
     ensemble = Ensemble(bundle, choose(backend, bundle.manifest.variants), cache, threads=threads)
-    ensemble.open_stages()
+    try:
+        ensemble.open_stages()
+    except BaseException:
+        ensemble.close()
+        raise
     return ensemble

@@ -67,7 +67,11 @@ class Missing:
 
 
 class Session(Protocol):
-    """One compiled stage. ``run`` may be called from one thread at a time."""
+    """One compiled stage. ``run`` may be called from one thread at a time.
+
+    A session on something that was compiled and judged before has an attribute ``judged_with``: stages of one bundle
+    that do not share its value were never judged together.
+    """
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         """Outputs by name."""

@@ -105,6 +105,7 @@ def open_stage(files: StageFiles) -> TensorRtSession:
         held.callback(engine.close)
         session = TensorRtSession(trt, engine.plan(), files.stage, name=files.name)
         session.keep(held.pop_all())
+    session.judged_with = engine.judged_with
     engine.forget_plan()
     return session
 

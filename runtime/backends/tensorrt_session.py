@@ -94,6 +94,7 @@ class TensorRtSession:
     Attributes:
         graph_problem: why runs are not recorded, None as long as nothing speaks against it.
         graphs: how many sizes are recorded.
+        judged_with: see :class:`trunkline.runtime.backends.Session`.
     """
 
     def __init__(self, trt: ModuleType, plan: bytes, stage: Stage, *, name: str = "") -> None:
@@ -118,6 +119,7 @@ class TensorRtSession:
         self._runtime: Any = None
         self._closed = True
         self.graph_problem: str | None = None
+        self.judged_with: str | None = None
         never_freed_in_a_child(self)
         try:
             self._context = context()

@@ -65,10 +65,16 @@ def default_folder() -> Path:
 
 
 class Engine:
-    """An engine that stays in the cache until this is closed. One thread at a time."""
+    """An engine that stays in the cache until this is closed. One thread at a time.
+
+    Attributes:
+        attestation: what is known of it.
+        judged_with: identity of the set that it was opened from, None outside of one.
+    """
 
     def __init__(self, found: Attestation, plan: bytes, lock: FileLock) -> None:
         self.attestation = found
+        self.judged_with: str | None = None
         self._plan: bytes | None = plan
         self._lock = lock
 

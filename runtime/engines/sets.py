@@ -62,6 +62,12 @@ class EngineSet:
     parity: ParityRun
     verified: str
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the plans by stage: shared by engines that were judged together, however often."""
+        plans = (f"{stage} {self.engines[stage].plan_sha256}\n" for stage in sorted(self.engines))
+        return hashlib.sha256("".join(plans).encode()).hexdigest()
+
     def problems(self) -> Iterator[str]:
         """What cannot be, in words."""
         yield from form_problems(self, FORMAT, SCHEMA)
@@ -141,7 +147,7 @@ class EngineSets:
         return found
 
     def open(self, files: StageFiles, variant: str, bundle: str | None = None) -> Engine:
-        """The engine that a stage runs on, checked and held.
+        """The engine that a stage runs on, checked and held; it knows which others it was judged with.
 
         Args:
             files: the stage.
@@ -151,13 +157,15 @@ class EngineSets:
         Raises:
             BackendError: there is none, or it must not be used; the message says why, and what to run.
         """
-        pinned = self._pinned(files, variant, bundle)
+        pinned, judged_with = self._pinned(files, variant, bundle)
         try:
-            return self._held(files.name, pinned)
+            engine = self._held(files.name, pinned)
         except BackendError:
-            if self._pinned(files, variant, bundle) == pinned:
+            if self._pinned(files, variant, bundle)[0] == pinned:
                 raise
-        return self.open(files, variant, bundle)  # others were taken into use meanwhile, and these removed
+            return self.open(files, variant, bundle)  # others were taken into use meanwhile, and these removed
+        engine.judged_with = judged_with
+        return engine
 
     def runs(self, engine: Engine, *, besides: str) -> bool:
         """Whether an engine is in use by another bundle than ``besides``, which is a digest.
@@ -183,11 +191,12 @@ class EngineSets:
             raise refused(where, "it was built again since this bundle's decisions were checked with it")
         return engine
 
-    def _pinned(self, files: StageFiles, variant: str, bundle: str | None) -> Pinned:
+    def _pinned(self, files: StageFiles, variant: str, bundle: str | None) -> tuple[Pinned, str]:
+        """The engine of a stage, and the identity of its set."""
         sets = list(self._all()) if bundle is None else [each for each in [self.of(bundle)] if each is not None]
         here = [each for each in sets if Site(each.library, each.device) == self._site]
-        found = {each.engines[files.name] for each in here if files.name in each.engines}
-        fitting = [each for each in found if not _misfits(files, variant, each)]
+        found = {each.engines[files.name]: each.identity for each in here if files.name in each.engines}
+        fitting = [(each, identity) for each, identity in found.items() if not _misfits(files, variant, each)]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:

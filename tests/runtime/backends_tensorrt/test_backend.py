@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -133,6 +134,29 @@ def test_two_bundles_with_the_same_stages_run_on_their_own_engines(
     edit_manifest(third, lambda manifest: manifest["producer"].update(note="never judged"))
     with pytest.raises(BackendError, match="there is no engine for a stage on this device"):
         load(third, backend="tensorrt")
+
+
+def test_engines_that_are_replaced_while_a_bundle_loads(
+    trt: ModuleType, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """82: some stages would run on engines that were never judged with those of the others."""
+    build(Bundle(bundle), TensorRtBuilder(), TARGET, cache=EngineCache())
+    (first, *rest) = TARGET.settings.profile
+    wider = replace(TARGET.settings, profile=(replace(first, maximum=first.maximum + 1), *rest))
+    open_stage, turn, opened = tensorrt.open_stage, threading.Lock(), []
+
+    def interrupted(files: StageFiles) -> TensorRtSession:
+        with turn:
+            opened.append(files.name)
+            if len(opened) == 3:
+                build(Bundle(bundle), TensorRtBuilder(), replace(TARGET, settings=wider), cache=EngineCache())
+            return open_stage(files)
+
+    monkeypatch.setattr(tensorrt, "open_stage", interrupted)
+    with pytest.raises(BackendError, match="engines were replaced while the bundle was loaded"):
+        load(bundle, backend="tensorrt")
+    with load(bundle, backend="tensorrt") as ensemble:
+        assert check_parity(ensemble).passed
 
 
 def test_a_sensor_from_samples_to_decisions(trt: ModuleType, sensor_bundle: Path) -> None:
