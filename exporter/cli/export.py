@@ -211,9 +211,11 @@ def _show_calibration(calibration: CalibrationRecord) -> None:
 
 def _write_report(output: Path, progress: Progress) -> Path:
     from trunkline.exporter.report import write_report
+    from trunkline.runtime.backends import choose
 
     page = output.with_name(f"{output.name}.html")
-    write_report(output, page, overwrite=True, progress=progress)
+    # Exports were measured on the processor; whoever exports needs nothing that runs bundles on its GPU.
+    write_report(output, page, backend=choose(None, ("cpu",)).NAME, overwrite=True, progress=progress)
     return page
 
 

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from tests.bundles import copied, edit_manifest
 from tests.calibration_kit import calibrated
-from trunkline.exporter.cli import app
+from trunkline.exporter.cli import app, export
 from trunkline.exporter.report import Report
 from trunkline.runtime import record
+from trunkline.runtime.cuda import driver
+from trunkline.runtime.progress import silent
 
 
 def test_help_shows_an_example() -> None:
@@ -84,3 +86,17 @@ def test_it_needs_no_torch(bundle: Path, tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "r.html").is_file()
+
+
+def test_an_export_reports_on_the_processor_where_there_is_a_gpu(
+    half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who exports has a GPU for PyTorch, and often nothing that runs bundles on it."""
+    gpu = driver.DriverFacts("NVIDIA GeForce RTX 4090", (8, 9), 24 << 30, False, "0" * 32, (13, 0), "580.1, CUDA 13.0")
+    monkeypatch.setattr(driver, "probe", lambda: gpu)
+    folder = copied(half_bundle, tmp_path / "bundle")
+    result = CliRunner().invoke(app, ["report", str(folder), "-o", str(tmp_path / "asked.html")])
+    assert "there is a GPU and a bundle for it" in result.stderr
+    page = export._write_report(folder, silent)
+    assert page == tmp_path / "bundle.html"
+    assert "Yes: on this machine" in page.read_text()
