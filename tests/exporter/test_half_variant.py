@@ -37,7 +37,7 @@ def test_every_stage_has_both_variants(both: Path, bundle: Path) -> None:
 
 
 def test_the_runtime_takes_the_bundle(both: Path) -> None:
-    with load(both) as ensemble:
+    with load(both, backend="onnxruntime") as ensemble:
         assert check_parity(ensemble).passed
     manifest = Bundle(both).manifest
     for name, stage in manifest.stages.items():

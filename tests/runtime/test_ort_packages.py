@@ -216,7 +216,8 @@ class TestHere:
             load(folder, backend="onnxruntime")
         assert "onnxruntime-cuda" in str(caught.value.fix)
 
-    def test_both_variants_run_on_the_processor(self, half_bundle: Path) -> None:
+    def test_both_variants_run_on_the_processor(self, half_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(driver, "probe", lambda: NO_DRIVER)
         with load(half_bundle) as ensemble:
             assert ensemble.backend.VARIANT == "cpu"
 
