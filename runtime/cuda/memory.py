@@ -117,16 +117,16 @@ class PinnedBuffer(Owned):
         self._context.driver.call("freed pinned memory", "cuMemFreeHost", self._handle)
 
 
+_Buffer = DeviceBuffer | PinnedBuffer
+
+
 def copy_to_device(target: DeviceBuffer, source: PinnedBuffer, nbytes: int, stream: Stream) -> None:
     """Copies the first bytes, in the order of the stream; neither side may be touched before it got there.
 
     Raises:
         BackendError: the driver refuses, or reports an error of earlier work.
     """
-    _require_inside(target, source, nbytes)
-    target._context.driver.call(
-        "copied to the GPU", "cuMemcpyHtoDAsync_v2", target.address, source.address, nbytes, stream.handle
-    )
+    _copy("to the GPU", "cuMemcpyHtoDAsync_v2", (target, source), nbytes, stream)
 
 
 def copy_to_host(target: PinnedBuffer, source: DeviceBuffer, nbytes: int, stream: Stream) -> None:
@@ -135,10 +135,7 @@ def copy_to_host(target: PinnedBuffer, source: DeviceBuffer, nbytes: int, stream
     Raises:
         BackendError: the driver refuses, or reports an error of earlier work.
     """
-    _require_inside(source, target, nbytes)
-    source._context.driver.call(
-        "copied from the GPU", "cuMemcpyDtoHAsync_v2", target.address, source.address, nbytes, stream.handle
-    )
+    _copy("from the GPU", "cuMemcpyDtoHAsync_v2", (target, source), nbytes, stream)
 
 
 def copy_on_device(target: DeviceBuffer, source: DeviceBuffer, nbytes: int, stream: Stream) -> None:
@@ -147,10 +144,7 @@ def copy_on_device(target: DeviceBuffer, source: DeviceBuffer, nbytes: int, stre
     Raises:
         BackendError: the driver refuses, or reports an error of earlier work.
     """
-    _require_inside(target, source, nbytes)
-    target._context.driver.call(
-        "copied on the GPU", "cuMemcpyDtoDAsync_v2", target.address, source.address, nbytes, stream.handle
-    )
+    _copy("on the GPU", "cuMemcpyDtoDAsync_v2", (target, source), nbytes, stream)
 
 
 class BufferPool:
@@ -194,13 +188,18 @@ class BufferPool:
                 self._spare.popleft().close()
 
 
-def _require_inside(one: DeviceBuffer | PinnedBuffer, other: DeviceBuffer | PinnedBuffer, nbytes: int) -> None:
-    if not (one.address and other.address and 0 < nbytes <= min(one.nbytes, other.nbytes)):
+def _copy(way: str, function: str, sides: tuple[_Buffer, _Buffer], nbytes: int, stream: Stream) -> None:
+    """``sides`` are target and source."""
+    target, source = sides
+    most = min(target.nbytes, source.nbytes)
+    if not (target.address and source.address and 0 < nbytes <= most):
         raise BackendError(
             "a copy would run past the end of a buffer",
-            expected=f"1 to {min(one.nbytes, other.nbytes)} bytes between two buffers that are open",
+            expected=f"1 to {most} bytes between two buffers that are open",
             found=f"{nbytes} bytes",
         )
+    call = target._context.driver.call
+    call(f"copied {way}", function, target.address, source.address, nbytes, stream.handle)
 
 
 def _too_large(dtype: DTypeLike, shape: tuple[int, ...], nbytes: int) -> BackendError:
