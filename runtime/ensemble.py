@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,20 +14,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from trunkline.runtime import candidates, fusion, onnx_scan
+from trunkline.runtime import candidates, fusion
 from trunkline.runtime.backends import Backend, Session, StageFiles, choose
 from trunkline.runtime.bundle import Bundle
-from trunkline.runtime.errors import BackendError, BundleError, ClosedError, InputError, SensorError
+from trunkline.runtime.errors import BackendError, ClosedError, InputError, SensorError
 from trunkline.runtime.features import FrameFeatures, SensorFeatures
 from trunkline.runtime.graph import CacheLimits, ContentNames, Source, StageCounts, StageGraph, on_host
 from trunkline.runtime.image import to_pixels
 from trunkline.runtime.instructions import InstructionSources, as_list, group_instructions
-from trunkline.runtime.manifest import Variant
 from trunkline.runtime.progress import Progress, silent
 from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.source import Sensed, SensorSources
 from trunkline.runtime.sensor.steps import StepCounts
 from trunkline.runtime.sensor.window import SensorWindow
+from trunkline.runtime.stage_files import stage_files
 
 Camera = NDArray[np.uint8] | Image.Image
 Histories = Sequence[ArrayLike] | NDArray[np.generic]
@@ -302,24 +301,8 @@ class Ensemble:
         self._require_open()
         if files is not None:
             return self.backend.open_stage(files)
-        stage, root = self.bundle.manifest.stages[name], self.bundle.root
-        variant = stage.variants.get(self.backend.VARIANT)
-        if variant is None:
-            raise BackendError(
-                "the bundle holds no variant that this back end runs",
-                where=f"{root}, stage {name}",
-                expected=self.backend.VARIANT,
-                found=", ".join(stage.variants),
-                fix="export the bundle for this target",
-            )
-        graph = self._checked_graph(name, variant)
-        folder = (root / variant.graph).parent.resolve()
-        # The weights are opened by path: nobody may swap them meanwhile.
-        with self.bundle.unchanged(variant.weights) if variant.weights else contextlib.nullcontext():
-            digest = self.bundle.manifest.files[variant.weights].sha256 if variant.weights else None
-            return self.backend.open_stage(
-                StageFiles(name, stage, graph, folder, self._threads, digest, self.bundle.digest)
-            )
+        with stage_files(self.bundle, name, self.backend.VARIANT, threads=self._threads) as found:
+            return self.backend.open_stage(found)
 
     def counts(self) -> dict[str, StageCounts]:
         """What each stage has done since loading."""
@@ -402,21 +385,6 @@ class Ensemble:
             return {"pixels": Source((name,), lambda wanted: to_pixels(frame, self._image)[None])}
         pixels = to_pixels(image, self._image)
         return {"pixels": Source((self._frames.name(pixels.tobytes(), "pixels"),), lambda wanted: pixels[None])}
-
-    def _checked_graph(self, name: str, variant: Variant) -> bytes:
-        where = f"{self.bundle.root}, {variant.graph}"
-        graph = self.bundle.read(variant.graph, onnx_scan.MAX_GRAPH_BYTES)
-        weights = variant.weights
-        if weights and Path(weights).parent != Path(variant.graph).parent:
-            raise BundleError("a stage's weight file must lie beside its graph", where=where, found=weights)
-        onnx_scan.scan(
-            graph,
-            opset=variant.opset,
-            weights=Path(weights).name if weights else None,
-            weights_bytes=self.bundle.manifest.files[weights].size if weights else 0,
-            where=where,
-        )
-        return graph
 
 
 def load(

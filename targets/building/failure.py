@@ -15,10 +15,10 @@ import math
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.engines.sets import EngineSets
 from trunkline.runtime.errors import BackendError, ParityError
-from trunkline.runtime.parity import ParityReport, require_parity
+from trunkline.runtime.parity import require_parity
 from trunkline.runtime.progress import Progress
+from trunkline.runtime.stage_files import stage_files
 from trunkline.targets.building.bisect import find_layer
-from trunkline.targets.building.stages import with_files
 from trunkline.targets.building.verify import EngineBackend, Replacement, Verdict, reference_of, replacements
 
 NO_REFERENCE = "install ONNX Runtime (pip install 'trunkline[cpu]') and build again: the message then names the stage"
@@ -54,17 +54,11 @@ def explained(
 
 def _numbers(verdict: Verdict) -> list[str]:
     found = [f"stage {stage} returned numbers that are not finite" for stage in verdict.broken]
-    found += _gate(verdict.report) if verdict.report else [str(verdict.refusal)]
+    found += verdict.report.problems() if verdict.report else [str(verdict.refusal)]
     if verdict.differences:
         each = ", ".join(f"{stage} {largest:.2g}" for stage, largest in verdict.differences.items())
         found.append(f"output numbers differ from those of {verdict.reference} by up to: {each}")
     return found
-
-
-def _gate(report: ParityReport) -> list[str]:
-    change, changed = report.fused.max_score_change, report.fused.winners_changed
-    found = [] if change <= report.allowed_score_change else [f"a score changed by {change:.3g}"]
-    return found + ([f"{changed} of {report.fused.decisions} decisions have another winner"] if changed else [])
 
 
 def _in_words(tried: Replacement) -> str:
@@ -78,12 +72,8 @@ def _in_words(tried: Replacement) -> str:
 def _layer(bundle: Bundle, backend: EngineBackend, stage: str, verdict: Verdict, progress: Progress) -> str:
     settings, inputs = backend.engines[stage].key.settings, verdict.worst[stage].inputs
     try:
-        suspect = with_files(
-            bundle,
-            backend.builder.variant,
-            stage,
-            lambda files: find_layer(backend.builder, files, settings, inputs, progress=progress),
-        )
+        with stage_files(bundle, stage, backend.builder.variant) as files:
+            suspect = find_layer(backend.builder, files, settings, inputs, progress=progress)
     except BackendError as error:  # the engines failed all the same, and that is what has to be said
         return f"stage {stage}: the layer was not found, since a part of the stage cannot be compiled: {error}"
     if suspect is None:

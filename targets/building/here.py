@@ -17,10 +17,10 @@ from trunkline.runtime.engines.settings import Builder
 from trunkline.runtime.errors import BackendError
 from trunkline.targets.building.network import TensorRtBuilder
 from trunkline.targets.building.run import Memory, Target
-from trunkline.targets.detect import AUTO, Chosen, choose
+from trunkline.targets.detect import Chosen, choose
 from trunkline.targets.machine import look
 from trunkline.targets.plan import budget, building_bytes
-from trunkline.targets.profile import Profile
+from trunkline.targets.profile import AUTO, Profile
 
 BACKEND = "tensorrt"
 

@@ -30,8 +30,8 @@ from trunkline.runtime.ensemble import Ensemble
 from trunkline.runtime.errors import BackendError, InputError
 from trunkline.runtime.parity import golden_calls
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.stage_files import stage_files
 from trunkline.targets.building import failure
-from trunkline.targets.building.stages import with_files
 from trunkline.targets.building.verify import EngineBackend, Verdict, reference_of, verify
 
 
@@ -178,7 +178,8 @@ class _Work:
     def hold(self, stage: str) -> None:
         """Finds the engine that a stage runs on."""
         variant, digest = self.builder.variant, self.bundle.digest
-        self._hold(stage, with_files(self.bundle, variant, stage, lambda files: self.sets.open(files, variant, digest)))
+        with stage_files(self.bundle, stage, variant) as files:
+            self._hold(stage, self.sets.open(files, variant, digest))
 
     def _hold(self, stage: str, engine: Engine) -> None:
         engine.forget_plan()
@@ -186,12 +187,8 @@ class _Work:
 
     def _key(self, stage: str, settings: BuildSettings) -> EngineKey:
         variant, library, device = self.builder.variant, self.builder.library, self.builder.device
-        return with_files(
-            self.bundle,
-            variant,
-            stage,
-            lambda files: engine_key(files, settings, variant=variant, library=library, device=device),
-        )
+        with stage_files(self.bundle, stage, variant) as files:
+            return engine_key(files, settings, variant=variant, library=library, device=device)
 
     def _compile(self, stage: str, key: EngineKey, target: Target) -> Engine:
         if not self._compiled:
@@ -199,12 +196,8 @@ class _Work:
         measured, note = self._timing.find()
         self._notes += [note] if note else []
         started = time.perf_counter()
-        built = with_files(
-            self.bundle,
-            self.builder.variant,
-            stage,
-            lambda files: self.builder.build(BuildRequest(files, key.settings, measured), self._progress),
-        )
+        with stage_files(self.bundle, stage, self.builder.variant) as files:
+            built = self.builder.build(BuildRequest(files, key.settings, measured), self._progress)
         found = Attestation(
             attestation.FORMAT,
             attestation.SCHEMA,

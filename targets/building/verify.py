@@ -181,7 +181,7 @@ def _on_host(values: Mapping[str, Value]) -> dict[str, NDArray[Any]]:
 def reference_of(bundle: Bundle) -> Backend | None:
     """The back end that engines are compared with: None if it is not installed, or the bundle has no variant for it."""
     reference = named(REFERENCE)
-    has_variant = all(reference.VARIANT in stage.variants for stage in bundle.manifest.stages.values())
+    has_variant = reference.VARIANT in bundle.manifest.variants
     return reference if has_variant and reference.available() is None else None
 
 

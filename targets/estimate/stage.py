@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from trunkline.runtime import onnx_scan
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BundleError
-from trunkline.runtime.manifest import Stage, Variant
+from trunkline.runtime.manifest import CPU_VARIANT, TRT_VARIANT, Stage
 from trunkline.runtime.onnx_nodes import Graph, read_graph
+from trunkline.runtime.stage_files import checked_graph
 from trunkline.targets.estimate.needs import Needs, Weights, needs
 
 HALF_BYTES, INT8_BYTES = 2, 1
-PROCESSORS, GPUS = "cpu", "trt"
 
 
 @dataclass(frozen=True)
@@ -65,18 +63,9 @@ def read_stages(bundle: Bundle, variant: str) -> tuple[StageGraph, ...]:
         form = stage.variants.get(variant)
         if form is None:
             raise BundleError("a stage lacks a variant", where=f"{bundle.root}, stage {name}", expected=variant)
-        found.append(StageGraph(name, stage, variant, form.precision, _graph(bundle, form)))
+        graph = read_graph(checked_graph(bundle, form), f"{bundle.root}, {form.graph}")
+        found.append(StageGraph(name, stage, variant, form.precision, graph))
     return tuple(found)
-
-
-def _graph(bundle: Bundle, variant: Variant) -> Graph:
-    where = f"{bundle.root}, {variant.graph}"
-    content = bundle.read(variant.graph, onnx_scan.MAX_GRAPH_BYTES)
-    weights = variant.weights
-    size = bundle.manifest.files[weights].size if weights else 0
-    name = Path(weights).name if weights else None
-    onnx_scan.scan(content, opset=variant.opset, weights=name, weights_bytes=size, where=where)
-    return read_graph(content, where)
 
 
 def as_half(facts: StageFacts) -> StageFacts:
@@ -85,12 +74,12 @@ def as_half(facts: StageFacts) -> StageFacts:
     Values count as they are: what halves would save, float32 islands and attention spelled out take again.
     """
     weights = tuple(replace(each, bytes=each.count * HALF_BYTES) for each in facts.needs.weights)
-    return replace(facts, variant=GPUS, precision="float16", needs=replace(facts.needs, weights=weights))
+    return replace(facts, variant=TRT_VARIANT, precision="float16", needs=replace(facts.needs, weights=weights))
 
 
 def as_int8(facts: StageFacts) -> StageFacts:
     """As an int8 export would write it: linear layers in int8, other large weights of ``cpu`` only stored so."""
-    stores = facts.variant == PROCESSORS
+    stores = facts.variant == CPU_VARIANT
     weights = tuple(_int8(each, stores) for each in facts.needs.weights)
     precision = "int8" if stores else "float16+int8"
     return replace(facts, precision=precision, needs=replace(facts.needs, weights=weights))

@@ -18,7 +18,7 @@ import pytest
 from tests.bundles import edit_manifest, put
 from tests.engines_kit import DEVICE, LIBRARY, SETTINGS, FailingBuilder, FakeBuilder
 from trunkline.runtime import record
-from trunkline.runtime.backends import StageFiles, onnxruntime
+from trunkline.runtime.backends import onnxruntime
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.engines.cache import EngineCache
 from trunkline.runtime.engines.key import EngineKey
@@ -27,9 +27,9 @@ from trunkline.runtime.engines.settings import BuildRequest, BuiltEngine, Rows
 from trunkline.runtime.engines.timing import TimingCache
 from trunkline.runtime.errors import BackendError, InputError, IntegrityError, ParityError
 from trunkline.runtime.progress import Progress
+from trunkline.runtime.stage_files import stage_files
 from trunkline.targets.building import verify
 from trunkline.targets.building.run import Memory, Target, build, verify_again
-from trunkline.targets.building.stages import with_files
 
 TARGET = Target("fake-orin", SETTINGS)
 STAGES = ["vision", "text", "context", "action"]
@@ -55,7 +55,8 @@ def in_use(cache: EngineCache, bundle: Bundle) -> dict[str, bytes]:
     sets = EngineSets(cache, LIBRARY, DEVICE)
     plans = {}
     for stage in bundle.manifest.stages:
-        engine = with_files(bundle, "cpu", stage, lambda files: sets.open(files, "cpu", bundle.digest))
+        with stage_files(bundle, stage, "cpu") as files:
+            engine = sets.open(files, "cpu", bundle.digest)
         plans[stage] = engine.plan()
         engine.close()
     return plans
@@ -579,8 +580,5 @@ def test_engines_are_let_go_of(cache: EngineCache, opened: Bundle) -> None:
 
 
 def test_a_failing_action_fails_with_its_own_error(opened: Bundle) -> None:
-    def fail(files: StageFiles) -> None:
+    with pytest.raises(BackendError, match="no"), stage_files(opened, "vision", onnxruntime.VARIANT):
         raise BackendError("no")
-
-    with pytest.raises(BackendError, match="no"):
-        with_files(opened, onnxruntime.VARIANT, "vision", fail)
