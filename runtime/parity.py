@@ -56,6 +56,19 @@ class ParityReport:
     margin: float
     passed: bool
 
+    def problems(self) -> list[str]:
+        """What differs more than the gate allows, in words."""
+        found = []
+        if self.fused.max_score_change > self.allowed_score_change:
+            found.append(f"a score changed by {self.fused.max_score_change:.3g}")
+        if self.fused.winners_changed:
+            found.append(f"{self.fused.winners_changed} of {self.fused.decisions} decisions have another winner")
+        if self.pixels_changed:
+            found.append(f"preprocessing of {self.pixels_changed} of {self.frames} frames differs (Pillow version?)")
+        if self.ids_changed:
+            found.append(f"token ids of {self.ids_changed} instructions differ (tokenizers or ftfy version?)")
+        return found
+
 
 def clear_margin(allowed_score_change: float) -> float:
     """By how much a winner must lead so that it cannot lose where scores move as far as they may."""
@@ -152,20 +165,11 @@ def require_parity(report: ParityReport, where: object) -> None:
     """Raises ParityError, listing what differs, unless the report passed."""
     if report.passed:
         return
-    found = []
-    if report.fused.max_score_change > report.allowed_score_change:
-        found.append(f"a score changed by {report.fused.max_score_change:.3g}")
-    if report.fused.winners_changed:
-        found.append(f"{report.fused.winners_changed} of {report.fused.decisions} decisions have another winner")
-    if report.pixels_changed:
-        found.append(f"preprocessing of {report.pixels_changed} of {report.frames} frames differs (Pillow version?)")
-    if report.ids_changed:
-        found.append(f"token ids of {report.ids_changed} instructions differ (tokenizers or ftfy version?)")
     raise ParityError(
         "the bundle does not decide as the PyTorch ensemble did",
         where=where,
         expected=f"scores within {report.allowed_score_change:g}, the same winners, identical pixels and ids",
-        found=found,
+        found=report.problems(),
         fix="do not run it on a robot; install the versions that the manifest's producer names, or export again",
     )
 

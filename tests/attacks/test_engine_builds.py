@@ -42,12 +42,6 @@ from trunkline.runtime.errors import BackendError
 from trunkline.targets.building.run import Target, build, verify_again
 from trunkline.targets.building.verify import verify
 
-
-@pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
-    return EngineCache(tmp_path / "engines")
-
-
 # 78, 79: disks
 
 

@@ -28,7 +28,7 @@ from tests.engines_kit import (
     used,
     writable,
 )
-from tests.pretended_tensorrt.fixtures import SETTINGS, compiled_cuda, cuda, install, leaky_cuda, trt, world
+from tests.pretended_tensorrt.fixtures import SETTINGS
 from tests.small_stages import expected, rows, small
 from trunkline.runtime.backends import tensorrt
 from trunkline.runtime.engines import room
@@ -38,14 +38,6 @@ from trunkline.runtime.engines.settings import BuildRequest
 from trunkline.runtime.engines.timing import TimingCache
 from trunkline.runtime.errors import BackendError
 from trunkline.targets.building.network import TensorRtBuilder
-
-__all__ = ["compiled_cuda", "cuda", "install", "leaky_cuda", "trt", "world"]
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
-    return EngineCache(tmp_path / "engines")
-
 
 # The file that says which engines are used
 

@@ -33,7 +33,7 @@ from tests.engines_kit import (
     used,
 )
 from tests.pretended_tensorrt.engines import compatible_plan
-from tests.pretended_tensorrt.fixtures import SETTINGS, Install, compiled_cuda, cuda, install, leaky_cuda, trt, world
+from tests.pretended_tensorrt.fixtures import SETTINGS, Install
 from tests.pretended_tensorrt.library import NEWEST, OLDEST
 from tests.pretended_tensorrt.world import World
 from tests.small_stages import expected, rows, small
@@ -45,13 +45,6 @@ from trunkline.runtime.engines.sets import EngineSets
 from trunkline.runtime.engines.settings import BuildRequest
 from trunkline.runtime.errors import BackendError
 from trunkline.targets.building.network import TensorRtBuilder
-
-__all__ = ["compiled_cuda", "cuda", "install", "leaky_cuda", "trt", "world"]
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
-    return EngineCache(tmp_path / "engines")
 
 
 def refused(cache: EngineCache, reason: str, key: EngineKey = KEY) -> None:
