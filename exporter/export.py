@@ -33,13 +33,14 @@ from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.sensor_entry import absent_features, sensor_entry
 from trunkline.exporter.stages.modules import stage_module
 from trunkline.exporter.stages.towers import TextStage
-from trunkline.exporter.stages.trace import CPU_VARIANT, Contract, trace
+from trunkline.exporter.stages.trace import Contract, trace
 from trunkline.exporter.trunk import Trunk, load_trunk
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.ensemble import load
 from trunkline.runtime.errors import ExportError, TrunkError
 from trunkline.runtime.files import becoming
 from trunkline.runtime.manifest import (
+    CPU_VARIANT,
     FORMAT,
     MANIFEST_NAME,
     SCHEMA,

@@ -21,14 +21,14 @@ from trunkline.calibration.dataflow import Dataflow, Tensors
 from trunkline.calibration.int8.recipe import Recipe
 from trunkline.calibration.tensorrt_rules import violations
 from trunkline.exporter.options import HalfOptions
-from trunkline.exporter.stages.trace import CPU_VARIANT, Contract, capture
-from trunkline.exporter.stages.trt import TRT_VARIANT, Feed, check_trt_variant, lower_for_trt, write_trt_variant
+from trunkline.exporter.stages.trace import Contract, capture
+from trunkline.exporter.stages.trt import Feed, check_trt_variant, lower_for_trt, write_trt_variant
 from trunkline.runtime.backends import Session, StageFiles, onnxruntime, ort
 from trunkline.runtime.backends.ort_device import OrtDeviceSession, Placement
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.ensemble import Ensemble, load
 from trunkline.runtime.errors import ExportError
-from trunkline.runtime.manifest import Manifest, list_files, write_manifest
+from trunkline.runtime.manifest import CPU_VARIANT, TRT_VARIANT, Manifest, list_files, write_manifest
 from trunkline.runtime.parity import check_parity, golden_calls, require_parity
 from trunkline.runtime.progress import Progress, silent
 
@@ -49,7 +49,7 @@ def add_half(
         folder: a bundle that nobody uses yet.
         module: what a stage of a name is traced from.
         options: the variant's gate, and whether it is to hold int8.
-        recipes: by stage, how its ``cpu`` variant became int8; empty if it did not.
+        recipes: how the ``cpu`` variant became int8, by stages that did.
         progress: counts stages.
 
     Raises:
@@ -63,14 +63,13 @@ def add_half(
         contract = Contract(name, stage.inputs, stage.outputs[0])
         model = lower_for_trt(capture(module(name), contract), contract)
         recipe = recipes.get(name) if options.int8 else None
-        quantised = recipe is not None and bool(recipe.thresholds)
-        if recipe is not None and quantised:
+        if recipe is not None:
             recipe.apply(model, f"stage {name}, variant {TRT_VARIANT}")
-        precision = "float16+int8" if quantised else "float16"
+        precision = "float16" if recipe is None else "float16+int8"
         variant, _ = write_trt_variant(model, contract, folder / "stages", feeds[name], precision)
         _require_acceptable(folder / variant.graph, name)
         stages[name] = replace(stage, variants={**stage.variants, TRT_VARIANT: variant})
-        if quantised or stage.variants[CPU_VARIANT].precision == "float32":
+        if recipe is not None or stage.variants[CPU_VARIANT].precision == "float32":
             check_trt_variant(folder, name, stages[name], feeds[name])
     progress("float16 variants", len(stages), len(stages))
     gates = manifest.parity.gates

@@ -9,6 +9,7 @@ from trunkline.calibration.defaults import FLOAT16_SCORE_CHANGE
 from trunkline.calibration.int8.compress import CompressOptions
 from trunkline.calibration.samples.draw import DrawOptions
 from trunkline.calibration.samples.sample import Samples
+from trunkline.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class HalfOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Attributes are independent of each other.
+    """What an export does.
 
     Attributes:
         bake: instructions to store in place of the text tower.
@@ -57,3 +58,12 @@ class ExportOptions:
     int8: Int8Options | None = None
     half: HalfOptions | None = None
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what contradicts itself.
+
+        Raises:
+            InputError: int8 is asked for in the variant for GPUs, and nothing is calibrated.
+        """
+        if self.half is not None and self.half.int8 and self.int8 is None:
+            raise InputError("int8 for GPUs takes its ranges from a calibration", fix="pass --precision int8 as well")

@@ -37,6 +37,9 @@ MAX_FILES = 1024
 MAX_GATE = 2.0
 MAX_FLOAT32 = 3.4028234663852886e38
 
+#: Forms of a stage: for processors, and for GPUs.
+CPU_VARIANT, TRT_VARIANT = "cpu", "trt"
+
 #: The varying dimension of a sensor window in blocks, and how few a call may have: the first one, and two more.
 BLOCKS, FEWEST_BLOCKS = "Q", 3
 

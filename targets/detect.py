@@ -22,10 +22,7 @@ from fnmatch import fnmatchcase
 
 from trunkline.targets.errors import TargetError
 from trunkline.targets.machine import Gpu, Machine, look
-from trunkline.targets.profile import Profile, named, profiles
-
-#: The target that is this machine.
-AUTO = "auto"
+from trunkline.targets.profile import AUTO, Profile, named, profiles
 
 #: Firmware, kernel and driver keep up to so much of what a device is sold with.
 _VISIBLE = 0.75

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from trunkline.runtime import backends
 from trunkline.runtime.bundle import Bundle
+from trunkline.runtime.manifest import CPU_VARIANT
 from trunkline.targets.advice import Advice, advise
 from trunkline.targets.errors import TargetError
 from trunkline.targets.estimate.footprint import FOOTPRINTS
@@ -19,9 +20,6 @@ from trunkline.targets.estimate.stage import StageFacts, as_half, read_stages
 from trunkline.targets.machine import Machine
 from trunkline.targets.memory import Case, Estimate, estimate
 from trunkline.targets.profile import VARIANTS, Profile
-
-#: Where a bundle lacks the variant for GPUs, needs are estimated from this one.
-_OTHER_VARIANT = "cpu"
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def _stages(bundle: Bundle, profile: Profile, variant: str) -> tuple[tuple[Stage
     most, usual = profile.most_rows, {each.letter: each.optimum for each in profile.rows}
     if variant in bundle.manifest.variants:
         return tuple(each.facts(most, usual) for each in read_stages(bundle, variant)), []
-    if variant == _OTHER_VARIANT:
+    if variant == CPU_VARIANT:
         raise TargetError(
             "the bundle holds nothing that this back end runs",
             where=bundle.root,
@@ -171,10 +169,10 @@ def _stages(bundle: Bundle, profile: Profile, variant: str) -> tuple[tuple[Stage
             found=", ".join(sorted(bundle.manifest.variants)),
             fix="export the bundle again",
         )
-    stages = tuple(as_half(each.facts(most, usual)) for each in read_stages(bundle, _OTHER_VARIANT))
+    stages = tuple(as_half(each.facts(most, usual)) for each in read_stages(bundle, CPU_VARIANT))
     return stages, [
         f"the bundle has no {variant} variant, which `trunkline export --half` writes; what it will need is estimated "
-        f"from the {_OTHER_VARIANT} variant"
+        f"from the {CPU_VARIANT} variant"
     ]
 
 

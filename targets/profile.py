@@ -18,13 +18,15 @@ from typing import Literal
 
 from trunkline.runtime import backends, record
 from trunkline.runtime.engines.settings import BuildSettings, Rows
-from trunkline.runtime.manifest import fewest
+from trunkline.runtime.manifest import CPU_VARIANT, TRT_VARIANT, fewest
 from trunkline.runtime.record import shown
 from trunkline.targets.errors import TargetError
 
 FORMAT = "trunkline-target"
 SCHEMA = 1
 BUILT_IN = Path(__file__).parent / "profiles"
+#: The target that is this machine, whatever it is.
+AUTO = "auto"
 #: Letters of varying dimensions that a profile must speak of: frames, instructions, candidates, blocks of samples.
 LETTERS = ("B", "I", "N", "Q")
 
@@ -34,7 +36,7 @@ PRECISIONS = ("float32", "float16", "int8", "float8")
 #: What a device of each kind must be recognised by, and may.
 _MARKS_OF = {"jetson": ("chip", "modules"), "gpu": ("gpu_names",), "cpu": ("architectures",)}
 #: The variant that does not run on the memory that a profile speaks of; on a Jetson both do.
-_FOREIGN = {"gpu": "cpu", "cpu": "trt"}
+_FOREIGN = {"gpu": CPU_VARIANT, "cpu": TRT_VARIANT}
 
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})*")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -299,7 +301,7 @@ def _malformed(wrong: dict[Path, list[str]]) -> TargetError:
 def _problems(profile: Profile) -> Iterator[str]:
     if not _NAME.fullmatch(profile.name):
         yield f"name: {shown(profile.name)} is not lower-case words joined by hyphens"
-    if profile.name == "auto":
+    if profile.name == AUTO:
         yield "name: auto stands for this machine, whatever it is"
     yield from _text_problems(profile)
     yield from _kind_problems(profile)

@@ -46,11 +46,10 @@ from trunkline.runtime import record
 from trunkline.runtime.backends import StageFiles, described
 from trunkline.runtime.ensemble import Ensemble, load
 from trunkline.runtime.errors import InputError, ParityError
-from trunkline.runtime.manifest import Manifest, Stage, list_files, write_manifest
+from trunkline.runtime.manifest import CPU_VARIANT, Manifest, Stage, list_files, write_manifest
 from trunkline.runtime.parity import golden_calls
 from trunkline.runtime.progress import Progress, silent
 
-VARIANT = "cpu"
 #: The search leaves this share of the budget to other back ends, which round a little differently.
 HEADROOM = 0.1
 #: Scores that are kept for plotting.
@@ -100,7 +99,7 @@ def check_budget(budget: Budget) -> None:
 
 @dataclass(frozen=True)
 class Compressed:
-    """What :func:`compress` did: the record in the bundle, and how to do the same to another variant, by stage."""
+    """What :func:`compress` did: the record in the bundle, and by stage with int8 how to do it to another variant."""
 
     record: CalibrationRecord
     recipes: Mapping[str, Recipe]
@@ -138,7 +137,8 @@ def compress(
         # Closed by now, so that nothing maps the files that are replaced.
         stages = {name: _replace(files, found.assignment[name], plans[name], folder) for name, files in written.items()}
     _finish(folder, replace(manifest, stages={**manifest.stages, **stages}), result)
-    return Compressed(result, {name: plans[name].recipe(choice) for name, choice in found.assignment.items()})
+    recipes = {name: plans[name].recipe(choice) for name, choice in found.assignment.items()}
+    return Compressed(result, {name: recipe for name, recipe in recipes.items() if recipe.thresholds})
 
 
 def make_plans(
@@ -160,7 +160,7 @@ def make_plans(
     plans = {}
     with StageInputs(ensemble, samples) as inputs:
         for name, stage in ensemble.bundle.manifest.stages.items():
-            graph = ensemble.bundle.root / stage.variants[VARIANT].graph
+            graph = ensemble.bundle.root / stage.variants[CPU_VARIANT].graph
             fed, statistics = inputs.of(name), {}
             if fed:
                 with Watch(name, graph, watched_values(graph, options.rules), options.threads) as watch:
@@ -284,23 +284,23 @@ def _write(plans: Mapping[str, StagePlan], assignment: Assignment, folder: Path)
 
 def _replace(files: StageFiles, choice: Choice, plan: StagePlan, folder: Path) -> Stage:
     """Moves a stage over its float32 form, and returns its manifest entry."""
-    variant = plan.stage.variants[VARIANT]
+    variant = plan.stage.variants[CPU_VARIANT]
     for name in (variant.graph, variant.weights):
         if name is not None:
             (folder / name).unlink()
     target = (folder / variant.graph).parent
     for file in files.folder.iterdir():
         shutil.move(file, target / file.name)
-    weights = f"{Path(variant.graph).parent}/{VARIANT}.weights"
+    weights = f"{Path(variant.graph).parent}/{CPU_VARIANT}.weights"
     kinds = {choice.get(name, "float32") for name in plan.layers} | set(choice.values())
     precision = "+".join(sorted(kinds)) or "float32"
     written = replace(variant, weights=weights if (folder / weights).is_file() else None, precision=precision)
-    return replace(plan.stage, variants={**plan.stage.variants, VARIANT: written})
+    return replace(plan.stage, variants={**plan.stage.variants, CPU_VARIANT: written})
 
 
 def _finish(folder: Path, manifest: Manifest, result: CalibrationRecord) -> None:
     """Writes the record and the manifest, with the budget as the gate from now on."""
     (folder / CALIBRATION_NAME).write_bytes(record.encode(result, compact=True))
-    gates = {**manifest.parity.gates, VARIANT: result.budget.max_score_change}
+    gates = {**manifest.parity.gates, CPU_VARIANT: result.budget.max_score_change}
     parity = replace(manifest.parity, calibration=CALIBRATION_NAME, gates=gates)
     write_manifest(list_files(replace(manifest, parity=parity), folder), folder)

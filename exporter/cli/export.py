@@ -142,8 +142,6 @@ def command(
         int8 = _int8(calibrate, images, judge, DrawOptions(samples, judged, skip_unreadable=skip_unreadable), compress)
     elif calibrate or images or judge:
         raise InputError("samples are given, but nothing is calibrated", fix="pass --precision int8 as well")
-    elif half_int8:
-        raise InputError("int8 for GPUs takes its ranges from a calibration", fix="pass --precision int8 as well")
     instructions = None if bake is None else read_instructions(bake)
     with progress_bar() as progress:
         for_gpus = HalfOptions(half_score_change, int8=half_int8) if half or half_int8 else None

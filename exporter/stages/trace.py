@@ -26,11 +26,10 @@ from torch import nn
 from trunkline.calibration.int8.stage_plan import INLINE_BYTES
 from trunkline.exporter.stages.naming import name_by_module
 from trunkline.runtime.errors import ExportError
-from trunkline.runtime.manifest import BLOCKS, Stage, TensorSpec, Variant, fewest
+from trunkline.runtime.manifest import BLOCKS, CPU_VARIANT, Stage, TensorSpec, Variant, fewest
 
 #: Attention stays one ``Attention`` operator from this opset on.
 CPU_OPSET = 23
-CPU_VARIANT = "cpu"
 #: Rows of the example that is traced; two, since a dimension of one would be taken for fixed.
 EXAMPLE_ROWS = 2
 MAX_ROWS = 4096

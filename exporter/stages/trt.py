@@ -28,10 +28,9 @@ from trunkline.calibration.half import HalfReport, to_half
 from trunkline.calibration.half_ranges import largest_values
 from trunkline.exporter.stages.trace import Contract, check_contract, lower, save
 from trunkline.runtime.errors import ExportError
-from trunkline.runtime.manifest import Stage, Variant
+from trunkline.runtime.manifest import TRT_VARIANT, Stage, Variant
 
 TRT_OPSET = 20
-TRT_VARIANT = "trt"
 #: Largest difference of a number of a stage's output that half precision explains; outputs are rows of length one.
 TOLERANCE = 2e-2
 

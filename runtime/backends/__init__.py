@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.runtime.errors import BackendError
-from trunkline.runtime.manifest import Stage
+from trunkline.runtime.manifest import TRT_VARIANT, Stage
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -38,7 +38,7 @@ ONLY_BY_NAME = frozenset({"onnxruntime-tensorrt"})
 _MODULES = {name: f"trunkline.runtime.backends.{name.replace('-', '_')}" for name in _FASTEST_FIRST}
 
 #: How a bundle gets a variant that it lacks.
-_EXPORTS = {"trt": "run `trunkline export --half` on the workstation"}
+_EXPORTS = {TRT_VARIANT: "run `trunkline export --half` on the workstation"}
 
 
 @dataclass(frozen=True)
@@ -178,15 +178,16 @@ def choose(name: str | None, variants: Collection[str] | None = None) -> Backend
     for backend in fitting:
         found = backend.available()
         if found is None:
-            if name is None and backend.VARIANT != "trt":
-                _require_no_idle_gpu({each: why for each, why in missing.items() if each in names("trt")}, backend)
+            if name is None and backend.VARIANT != TRT_VARIANT:
+                _require_no_idle_gpu(missing, backend)
             return backend
         missing[backend.NAME] = found
+    reasons, fix = _in_words(missing)
     raise BackendError(
         "no back end can run this bundle here" if name is None else "the back end that was asked for is not here",
         expected=name or "one of " + ", ".join(missing),
-        found=[f"{each}: {why.reason}" for each, why in missing.items()],
-        fix=" or ".join(dict.fromkeys(why.fix for why in missing.values())),
+        found=reasons,
+        fix=fix,
     )
 
 
@@ -194,24 +195,31 @@ def _require_no_idle_gpu(missing: Mapping[str, Missing], instead: Backend) -> No
     """Refuses to run on the processor, slowly and in silence, what a GPU that is here could run.
 
     Args:
-        missing: back ends for GPUs that were looked for, none of which can run.
+        missing: back ends that were looked for, none of which can run.
         instead: what would be taken.
     """
-    if not missing:
+    for_gpus = {name: why for name, why in missing.items() if named(name).VARIANT == TRT_VARIANT}
+    if not for_gpus:
         return
     from trunkline.runtime.cuda import driver  # only where somebody asks for a GPU
 
     gpu = driver.probe()
     if isinstance(gpu, Missing):
         return
+    reasons, fix = _in_words(for_gpus)
     raise BackendError(
         "there is a GPU and a bundle for it, but no back end that can use it",
         where=gpu.name,
-        expected="one of " + ", ".join(missing),
-        found=[f"{each}: {why.reason}" for each, why in missing.items()],
-        fix=" or ".join(dict.fromkeys(why.fix for why in missing.values()))
-        + f"; or name a back end for the processor: {instead.NAME}",
+        expected="one of " + ", ".join(for_gpus),
+        found=reasons,
+        fix=f"{fix}; or name a back end for the processor: {instead.NAME}",
     )
+
+
+def _in_words(missing: Mapping[str, Missing]) -> tuple[list[str], str]:
+    """Why each cannot run, and what helps."""
+    fixes = dict.fromkeys(why.fix for why in missing.values())
+    return [f"{name}: {why.reason}" for name, why in missing.items()], " or ".join(fixes)
 
 
 def _no_variant(wanted: list[Backend], variants: Collection[str]) -> BackendError:

@@ -12,9 +12,10 @@ from trunkline.runtime.backends.contract import check_signature, smallest_inputs
 from trunkline.runtime.backends.forks import never_freed_in_a_child
 from trunkline.runtime.backends.ort import is_int8, library
 from trunkline.runtime.errors import BackendError
+from trunkline.runtime.manifest import CPU_VARIANT
 
 NAME = "onnxruntime"
-VARIANT = "cpu"
+VARIANT = CPU_VARIANT
 PROVIDERS = [ort.CPU]
 
 #: Options of every session here; docs/benchmarks.md has the measurements.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from trunkline.runtime.backends import Missing, StageFiles, ort, ort_packages
 from trunkline.runtime.backends.ort_device import DEVICE_ID, OrtDeviceSession, Placement
+from trunkline.runtime.manifest import TRT_VARIANT
 
 NAME = "onnxruntime-cuda"
-VARIANT = "trt"
+VARIANT = TRT_VARIANT
 PROVIDER = "CUDAExecutionProvider"
 
 OPTIONS = {

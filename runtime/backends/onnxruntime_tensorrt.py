@@ -30,10 +30,10 @@ from trunkline.runtime.engines.device import Device, Library, this_system
 from trunkline.runtime.engines.key import EngineKey, engine_key
 from trunkline.runtime.engines.settings import BuildSettings, Rows
 from trunkline.runtime.errors import BackendError
-from trunkline.runtime.manifest import BLOCKS, FEWEST_BLOCKS, Stage, TensorSpec
+from trunkline.runtime.manifest import BLOCKS, FEWEST_BLOCKS, TRT_VARIANT, Stage, TensorSpec
 
 NAME = "onnxruntime-tensorrt"
-VARIANT = "trt"
+VARIANT = TRT_VARIANT
 PROVIDER, HELPER = "TensorrtExecutionProvider", "CUDAExecutionProvider"
 
 #: Rows that engines are made for: frames, instructions, candidates, blocks of a sensor window.

@@ -34,10 +34,11 @@ from trunkline.runtime.backends.contract import (
 from trunkline.runtime.backends.forks import never_freed_in_a_child
 from trunkline.runtime.backends.threads import physical_cores
 from trunkline.runtime.errors import BackendError
+from trunkline.runtime.manifest import CPU_VARIANT
 from trunkline.runtime.onnx_graph import Place, detach, weight_file
 
 NAME = "openvino"
-VARIANT = "cpu"
+VARIANT = CPU_VARIANT
 DEVICE = "CPU"
 
 #: The first version that knows attention as one operator.

@@ -31,9 +31,10 @@ from trunkline.runtime.engines.cache import Engine, EngineCache
 from trunkline.runtime.engines.device import Device, Library, this_system
 from trunkline.runtime.engines.sets import EngineSets
 from trunkline.runtime.errors import BackendError
+from trunkline.runtime.manifest import TRT_VARIANT
 
 NAME = "tensorrt"
-VARIANT = "trt"
+VARIANT = TRT_VARIANT
 
 INSTALL = (
     "on a Jetson, `sudo apt install tensorrt` and make the virtual environment with --system-site-packages; elsewhere "

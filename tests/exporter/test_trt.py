@@ -17,11 +17,11 @@ from trunkline.calibration.tensorrt_rules import violations
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.stages.action import ActionStage
-from trunkline.exporter.stages.trace import CPU_OPSET, CPU_VARIANT, Contract, capture, lower, save
-from trunkline.exporter.stages.trt import TRT_OPSET, TRT_VARIANT, check_trt_variant, lower_for_trt, write_trt_variant
+from trunkline.exporter.stages.trace import CPU_OPSET, Contract, capture, lower, save
+from trunkline.exporter.stages.trt import TRT_OPSET, check_trt_variant, lower_for_trt, write_trt_variant
 from trunkline.exporter.trunk import Trunk
 from trunkline.runtime.errors import ExportError
-from trunkline.runtime.manifest import Stage, Variant
+from trunkline.runtime.manifest import CPU_VARIANT, TRT_VARIANT, Stage, Variant
 
 
 def both(bundle: Path, single_stages: Path, name: str, root: Path) -> Stage:
