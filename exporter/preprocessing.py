@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, get_args
 
@@ -24,6 +24,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from tokenizers import models, pre_tokenizers, processors
 
+from trunkline.exporter.vocabulary import ids_given, require_rows
 from trunkline.runtime.errors import BundleError, TrunkError
 from trunkline.runtime.image import MAX_PIXELS, MIN_SIDE_PX, ImageSpec, to_pixels
 from trunkline.runtime.text import MAX_INSTRUCTION_CHARS, Clean, TextSpec, Tokenizer, clean
@@ -85,21 +86,29 @@ def image_spec(model: Any) -> ImageSpec:
     return spec
 
 
-def text_assets(tokenizer: Any) -> tuple[TextSpec, bytes]:
+def text_assets(tokenizer: Any, vocab_size: int) -> tuple[TextSpec, bytes]:
     """A tokenizer of ``open_clip.get_tokenizer`` as data, at its own context length.
+
+    Args:
+        tokenizer: of the trunk.
+        vocab_size: rows of the trunk's token embedding table.
 
     Returns:
         The settings, and the JSON for ``trunkline.runtime.text.Tokenizer``.
 
     Raises:
-        TrunkError: the tokenizer is not supported, or its data form gives other ids.
+        TrunkError: the tokenizer is not supported, its data form gives other ids, or it gives ids beyond the table.
     """
+    given: Mapping[int, str]
     if isinstance(tokenizer, SimpleTokenizer):
-        spec, data = _simple_assets(tokenizer)
+        spec, data = _simple_assets(tokenizer, vocab_size)
+        given = tokenizer.decoder
     elif isinstance(tokenizer, HFTokenizer | SigLipTokenizer):
-        spec, data = _fast_assets(tokenizer)
+        spec, data = _fast_assets(tokenizer, vocab_size)
+        given = ids_given(data, spec)
     else:
         raise _unsupported(tokenizer, "it is of an unknown class", "HFTokenizer, SigLipTokenizer or SimpleTokenizer")
+    require_rows(given, vocab_size, type(tokenizer).__name__)
     _prove_ids(tokenizer, spec, data)
     return spec, data
 
@@ -167,7 +176,7 @@ def _normalized(spec: ImageSpec, image: Image.Image) -> torch.Tensor:
     return (pixels / 255 - mean) / std
 
 
-def _fast_assets(tokenizer: Any) -> tuple[TextSpec, bytes]:
+def _fast_assets(tokenizer: Any, vocab_size: int) -> tuple[TextSpec, bytes]:
     if getattr(tokenizer, "tokenizer_mode", "") == "clips":
         raise _unsupported(tokenizer, "its mode 'clips' assembles ids in Python", "no tokenizer_mode")
     inner = tokenizer.tokenizer
@@ -179,7 +188,7 @@ def _fast_assets(tokenizer: Any) -> tuple[TextSpec, bytes]:
         raise _unsupported(tokenizer, "split_special_tokens is set, which no tokenizer.json can hold", "it is not set")
     if inner.pad_token_id is None:
         raise _unsupported(tokenizer, "it has no padding token", "a pad_token in tokenizer_config.json")
-    spec = _text_spec(tokenizer, _strip_token(tokenizer))
+    spec = _text_spec(tokenizer, _strip_token(tokenizer), vocab_size)
     return spec, _fast_json(inner, _copied(tokenizer, backend), spec.context_length)
 
 
@@ -212,11 +221,11 @@ def _fast_json(inner: Any, backend: tokenizers.Tokenizer, length: int) -> bytes:
     return backend.to_str().encode()
 
 
-def _text_spec(tokenizer: Any, strip_token: int | None) -> TextSpec:
+def _text_spec(tokenizer: Any, strip_token: int | None, vocab_size: int) -> TextSpec:
     length = tokenizer.context_length
     if not isinstance(length, int) or length < 1:
         raise _unsupported(tokenizer, f"its context_length is {length}", "a positive whole number")
-    return TextSpec(_clean_name(tokenizer), length, strip_token)
+    return TextSpec(_clean_name(tokenizer), length, strip_token, vocab_size)
 
 
 def _clean_name(tokenizer: Any) -> Clean:
@@ -229,12 +238,12 @@ def _clean_name(tokenizer: Any) -> Clean:
     raise _unsupported(tokenizer, "its text cleaning is not open_clip's", f"one of {names}")
 
 
-def _simple_assets(tokenizer: SimpleTokenizer) -> tuple[TextSpec, bytes]:
+def _simple_assets(tokenizer: SimpleTokenizer, vocab_size: int) -> tuple[TextSpec, bytes]:
     if tokenizer.reduction_fn is not None:
         raise _unsupported(tokenizer, "its reduction_mask drops tokens at random", "no reduction_mask")
     if len(tokenizer.all_special_ids) != 2:
         raise _unsupported(tokenizer, "it has additional special tokens", "the start and end tokens only")
-    spec = _text_spec(tokenizer, None)
+    spec = _text_spec(tokenizer, None, vocab_size)
     if spec.clean == "whitespace":
         found = "it keeps upper case, and reads the start and end tokens' text without regard to case"
         raise _unsupported(tokenizer, found, "clean 'lower' or 'canonicalize'")

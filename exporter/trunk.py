@@ -124,7 +124,7 @@ def describe(name: str, model: Any, tokenizer: Any) -> Trunk:
     """
     _refuse_uncuttable(name, model)
     model = model.float().eval().requires_grad_(False)
-    text, tokenizer_json = text_assets(tokenizer)
+    text, tokenizer_json = text_assets(tokenizer, text_owner(model).token_embedding.weight.shape[0])
     image = image_spec(model)
     with torch.no_grad():
         patches = VisionFeatures(model)(torch.zeros(1, 3, image.height, image.width))
@@ -153,8 +153,9 @@ def _refuse_uncuttable(name: str, model: Any) -> None:
         problems.append(f"vision tower is {type(visual).__name__}, not a timm model")
     elif not hasattr(next(reversed(getattr(visual.trunk, "blocks", [None])), None), "attn"):
         problems.append(f"vision tower {type(visual.trunk).__name__} has no attention in a last block")
-    if not all(hasattr(owner, part) for part in ("transformer", "ln_final", "text_projection")):
-        problems.append(f"text tower {type(owner).__name__} has no transformer, ln_final and text_projection")
+    if not all(hasattr(owner, part) for part in ("token_embedding", "transformer", "ln_final", "text_projection")):
+        parts = "token_embedding, transformer, ln_final and text_projection"
+        problems.append(f"text tower {type(owner).__name__} has no {parts}")
     if getattr(owner, "cls_emb", None) is not None:
         problems.append("text tower appends a class token")
     if problems:

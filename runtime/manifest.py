@@ -330,6 +330,7 @@ def _number_problems(manifest: Manifest) -> Iterator[str]:
         "actions.history_length": manifest.actions.history_length,
         "actions.action_dim": manifest.actions.action_dim,
         "text.spec.context_length": manifest.text.spec.context_length,
+        "text.spec.vocab_size": manifest.text.spec.vocab_size,
         "image.height": manifest.image.height,
         "image.width": manifest.image.width,
     }

@@ -14,6 +14,7 @@ from trunkline.runtime.backends import StageFiles
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BackendError, BundleError
 from trunkline.runtime.manifest import Variant
+from trunkline.runtime.onnx_nodes import read_graph
 
 
 @contextlib.contextmanager
@@ -43,6 +44,8 @@ def stage_files(bundle: Bundle, name: str, variant: str, *, threads: int | None 
             fix="export the bundle for this target",
         )
     graph = checked_graph(bundle, form)
+    if name == "text":
+        _check_table(graph, bundle.manifest.text.spec.vocab_size, f"{bundle.root}, {form.graph}")
     folder = (bundle.root / form.graph).parent.resolve()
     with bundle.unchanged(form.weights) if form.weights else contextlib.nullcontext():
         digest = bundle.manifest.files[form.weights].sha256 if form.weights else None
@@ -69,3 +72,18 @@ def checked_graph(bundle: Bundle, variant: Variant) -> bytes:
         where=where,
     )
     return graph
+
+
+def _check_table(graph: bytes, rows: int, where: str) -> None:
+    """Raises BundleError if token ids select from a table of other than ``rows`` rows: ids are checked against those."""
+    read = read_graph(graph, where)
+    tables = {node.inputs[0] for node in read.nodes if node.operator == "Gather" and node.inputs[1:] == ("ids",)}
+    found = {read.constants[name].shape[:1] for name in tables if name in read.constants}
+    if found - {(rows,)}:
+        raise BundleError(
+            "the token embedding table is of another size than the manifest says",
+            where=where,
+            expected=f"{rows} rows",
+            found=[f"shape {read.constants[name].shape}" for name in sorted(tables) if name in read.constants],
+            fix="export the bundle again",
+        )

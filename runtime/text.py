@@ -24,6 +24,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from trunkline.runtime.errors import BundleError, InstructionError
+from trunkline.runtime.record import shortened
 
 Clean = Literal["canonicalize", "lower", "whitespace"]
 
@@ -41,11 +42,13 @@ class TextSpec:
             case; ``canonicalize`` also drops ASCII punctuation and reads ``_`` as a space.
         context_length: L, the number of ids per instruction.
         strip_token: an id that is replaced by 0 wherever it occurs (the separator of some trunks), or None.
+        vocab_size: rows of the trunk's token embedding table; ids lie below it.
     """
 
     clean: Clean
     context_length: int
     strip_token: int | None
+    vocab_size: int
 
 
 def clean(text: str, how: Clean) -> str:
@@ -97,16 +100,35 @@ class Tokenizer:
             instructions: I strings, such as ``["put the red block in the bowl"]``.
 
         Returns:
-            (I, L) int64.
+            (I, L) int64, from 0 to ``spec.vocab_size - 1``.
 
         Raises:
-            InstructionError: an instruction cannot be encoded or has no words; the message names it.
+            InstructionError: an instruction cannot be encoded, has no words, or holds a token that the trunk has no
+                embedding for; the message names it.
         """
         _check_batch(instructions)
         cleaned = [self._cleaned(text, place) for place, text in enumerate(instructions)]
         ids = np.array([self._encoded(text) for text in cleaned], dtype=np.int64)
         strip = self.spec.strip_token
-        return ids if strip is None else np.where(ids == strip, np.int64(0), ids)
+        ids = ids if strip is None else np.where(ids == strip, np.int64(0), ids)
+        self._check_rows(ids, cleaned)
+        return ids
+
+    def _check_rows(self, ids: NDArray[np.int64], cleaned: Sequence[str]) -> None:
+        """Not every back end fails beyond the table: OpenVINO scores."""
+        beyond = ids >= self.spec.vocab_size
+        found = [
+            f"instruction {place}, {cleaned[place]!r:.80}: {self._tokenizer.id_to_token(int(token))!r} is {token}"
+            for place in np.flatnonzero(beyond.any(axis=1))
+            for token in np.unique(ids[place][beyond[place]])
+        ]
+        if found:
+            raise InstructionError(
+                "an instruction holds a token that the trunk has no embedding for",
+                expected=f"ids below {self.spec.vocab_size}",
+                found=shortened(found),
+                fix="say it in other words",
+            )
 
     def _cleaned(self, text: object, place: int) -> str:
         where = f"instruction {place}"

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 CONTEXT_LENGTH = 16
+#: Of the embedding table; CLIP's own tokenizer gives as many ids.
+ROWS = 49408
 
 CORPUS = (
     *("put the red block in the bowl", "pick up the blue cup and place it on the plate", "open the top drawer"),

@@ -225,7 +225,7 @@ HUGE = 10**400  # an int, but no float
     "path",
     [
         *("embedding", "trunk.width", "trunk.patches", "actions.history_length", "actions.action_dim"),
-        *("image.height", "image.width", "text.spec.context_length"),
+        *("image.height", "image.width", "text.spec.context_length", "text.spec.vocab_size"),
     ],
 )
 def test_13_size_out_of_range(content: Any, path: str, value: int) -> None:

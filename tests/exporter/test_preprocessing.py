@@ -17,7 +17,7 @@ from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer
 from open_clip.transform import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from tests.tokenizers_kit import CONTEXT_LENGTH, CORPUS, SAVERS, save_bpe, save_wordpiece
+from tests.tokenizers_kit import CONTEXT_LENGTH, CORPUS, ROWS, SAVERS, save_bpe, save_wordpiece
 from trunkline.exporter import preprocessing
 from trunkline.exporter.preprocessing import image_spec, text_assets
 from trunkline.runtime.errors import TrunkError
@@ -116,9 +116,9 @@ class TestTextAssets:
     @pytest.mark.parametrize("kind", SAVERS)
     def test_fast_tokenizers(self, kind: str, tmp_path: Path) -> None:
         tokenizer = loaded(SAVERS[kind](tmp_path))
-        spec, data = text_assets(tokenizer)
+        spec, data = text_assets(tokenizer, ROWS)
         how = "whitespace" if kind == "wordpiece" else "canonicalize"
-        assert spec == TextSpec(how, CONTEXT_LENGTH, None)
+        assert spec == TextSpec(how, CONTEXT_LENGTH, None, ROWS)
         assert Tokenizer(spec, data)(CORPUS).tolist() == tokenizer(list(CORPUS)).tolist()
 
     @pytest.mark.parametrize("name", ["GemmaTokenizerFast", "T5TokenizerFast", "BertTokenizer"])
@@ -126,50 +126,50 @@ class TestTextAssets:
         kind = {"G": "bpe", "T": "unigram", "B": "wordpiece"}[name[0]]
         path = SAVERS[kind](tmp_path) / "tokenizer_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": name}))
-        spec, data = text_assets(loaded(tmp_path))
+        spec, data = text_assets(loaded(tmp_path), ROWS)
         assert Tokenizer(spec, data)(CORPUS).tolist() == loaded(tmp_path)(list(CORPUS)).tolist()
 
     @pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
     def test_sides(self, side: str, tmp_path: Path) -> None:
         tokenizer = loaded(save_bpe(tmp_path, fast={side: "left"}))
-        spec, data = text_assets(tokenizer)
+        spec, data = text_assets(tokenizer, ROWS)
         assert json.loads(data)[side.split("_")[0]]["direction"] == "Left"
         assert Tokenizer(spec, data)(CORPUS).tolist() == tokenizer(list(CORPUS)).tolist()
 
     @pytest.mark.parametrize("how", ["canonicalize", "lower", "whitespace"])
     def test_cleaning(self, how: str, tmp_path: Path) -> None:
-        assert text_assets(loaded(save_bpe(tmp_path, tokenizer_kwargs={"clean": how})))[0].clean == how
+        assert text_assets(loaded(save_bpe(tmp_path, tokenizer_kwargs={"clean": how})), ROWS)[0].clean == how
 
     def test_context_length_is_the_tokenizers_own(self, tmp_path: Path) -> None:
         folder = save_bpe(tmp_path, context_length=9)
-        assert text_assets(loaded(folder))[0].context_length == 9
-        assert text_assets(loaded(folder, context_length=5))[0].context_length == 5
+        assert text_assets(loaded(folder), ROWS)[0].context_length == 9
+        assert text_assets(loaded(folder, context_length=5), ROWS)[0].context_length == 5
 
     def test_stripped_separator(self, tmp_path: Path) -> None:
         folder = save_wordpiece(tmp_path, tokenizer_kwargs={"clean": "lower", "strip_sep_token": True})
-        assert text_assets(loaded(folder))[0] == TextSpec("lower", CONTEXT_LENGTH, 2)
+        assert text_assets(loaded(folder), ROWS)[0] == TextSpec("lower", CONTEXT_LENGTH, 2, ROWS)
 
     def test_the_tokenizer_is_left_as_it_was(self, tmp_path: Path) -> None:
         tokenizer = loaded(save_bpe(tmp_path))
         long = tokenizer(["put the block " * 9], context_length=30).tolist()
-        text_assets(tokenizer)
+        text_assets(tokenizer, ROWS)
         assert tokenizer(["put the block " * 9], context_length=30).tolist() == long
 
     def test_siglips_own_class(self, tmp_path: Path) -> None:
         tokenizer = SigLipTokenizer.__new__(SigLipTokenizer)  # its constructor wants a sentencepiece file
         tokenizer.tokenizer, tokenizer.context_length = loaded(save_bpe(tmp_path)).tokenizer, 12
-        assert text_assets(tokenizer)[0] == TextSpec("canonicalize", 12, None)
+        assert text_assets(tokenizer, ROWS)[0] == TextSpec("canonicalize", 12, None, ROWS)
 
     @pytest.mark.parametrize(("how", "length"), [("lower", 2), ("lower", 3), ("canonicalize", 8), ("canonicalize", 77)])
     def test_clip(self, how: str, length: int) -> None:
         tokenizer = SimpleTokenizer(context_length=length, clean=how)
-        spec, data = text_assets(tokenizer)
-        assert spec == TextSpec(how, length, None)  # type: ignore[arg-type]
+        spec, data = text_assets(tokenizer, ROWS)
+        assert spec == TextSpec(how, length, None, ROWS)  # type: ignore[arg-type]
         assert Tokenizer(spec, data)(CORPUS).tolist() == tokenizer(list(CORPUS)).tolist()
 
     def test_clip_by_name(self) -> None:
-        spec, data = text_assets(open_clip.get_tokenizer("ViT-B-32"))
-        assert spec == TextSpec("lower", 77, None)
+        spec, data = text_assets(open_clip.get_tokenizer("ViT-B-32"), ROWS)
+        assert spec == TextSpec("lower", 77, None, ROWS)
         assert Tokenizer(spec, data)(["hello world!"])[0, :6].tolist() == [49406, 3306, 1002, 256, 49407, 0]
 
 
@@ -201,7 +201,7 @@ class TestUnsupportedTokenizers:
     )
     def test_clip(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(TrunkError, match="(?s)cannot be described as data.*SimpleTokenizer.*" + message):
-            text_assets(SimpleTokenizer(**options))
+            text_assets(SimpleTokenizer(**options), ROWS)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -215,32 +215,32 @@ class TestUnsupportedTokenizers:
     )
     def test_fast(self, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
         with pytest.raises(TrunkError, match=f"(?s)cannot be described as data.*HFTokenizer.*{message}"):
-            text_assets(with_changes(loaded(save_bpe(tmp_path)), **changes))
+            text_assets(with_changes(loaded(save_bpe(tmp_path)), **changes), ROWS)
 
     def test_without_padding_token(self, tmp_path: Path) -> None:
         tokenizer = loaded(save_bpe(tmp_path))
         tokenizer.tokenizer.pad_token = None
         with pytest.raises(TrunkError, match="no padding token"):
-            text_assets(tokenizer)
+            text_assets(tokenizer, ROWS)
 
     def test_split_special_tokens(self, tmp_path: Path) -> None:
         with pytest.raises(TrunkError, match="split_special_tokens is set"):
-            text_assets(loaded(save_bpe(tmp_path, fast={"split_special_tokens": True})))
+            text_assets(loaded(save_bpe(tmp_path, fast={"split_special_tokens": True})), ROWS)
 
     def test_python_parts(self, tmp_path: Path) -> None:
         tokenizer = loaded(save_bpe(tmp_path))
         custom = tokenizers.pre_tokenizers.PreTokenizer.custom(Unpicklable())
         tokenizer.tokenizer.backend_tokenizer.pre_tokenizer = custom
         with pytest.raises(TrunkError, match="a part of it is Python code"):
-            text_assets(tokenizer)
+            text_assets(tokenizer, ROWS)
 
     def test_unknown_class(self) -> None:
         with pytest.raises(TrunkError, match=r"(?s)where: partial.*HFTokenizer, SigLipTokenizer or SimpleTokenizer"):
-            text_assets(partial(print))
+            text_assets(partial(print), ROWS)
 
     def test_no_room_for_words(self, tmp_path: Path) -> None:
         with pytest.raises(TrunkError, match="cannot be described as data"):
-            text_assets(loaded(save_wordpiece(tmp_path, context_length=1)))
+            text_assets(loaded(save_wordpiece(tmp_path, context_length=1)), ROWS)
 
     def test_other_ids_name_the_text(self, tmp_path: Path) -> None:
         class Other(HFTokenizer):
@@ -252,4 +252,4 @@ class TestUnsupportedTokenizers:
         with pytest.raises(
             TrunkError, match=r"(?s)other ids than open_clip.*probe 'fish &amp; chips'.*expected:.*found:"
         ):
-            text_assets(tokenizer)
+            text_assets(tokenizer, ROWS)

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 
-from tests.tokenizers_kit import CONTEXT_LENGTH, CORPUS, SAVERS
+from tests.tokenizers_kit import CONTEXT_LENGTH, CORPUS, ROWS, SAVERS
 from trunkline.exporter.preprocessing import text_assets
 from trunkline.runtime.errors import BundleError, InstructionError
 from trunkline.runtime.text import MAX_INSTRUCTION_CHARS, Clean, TextSpec, Tokenizer, clean
@@ -138,7 +138,7 @@ def reference(kind: str) -> Callable[[list[str]], Any]:
 
 @cache
 def assets(kind: str) -> tuple[TextSpec, bytes]:
-    return text_assets(reference(kind))
+    return text_assets(reference(kind), ROWS)
 
 
 @cache
@@ -204,7 +204,7 @@ class TestIdsEqualTheReference:
         characters += [chr(code) for code in rng.sample(range(0xE000, 0x110000), 2000)]
         characters += [chr(code) for code in rng.sample(range(0x250, 0xD800), 4000)]
         texts = [" ".join(f"a{c}1 {c}" for c in characters[at : at + 8]) for at in range(0, len(characters), 8)]
-        tokenizer = Tokenizer(*text_assets(SimpleTokenizer(context_length=400)))
+        tokenizer = Tokenizer(*text_assets(SimpleTokenizer(context_length=400), ROWS))
         expected = SimpleTokenizer(context_length=400)(texts).numpy()
         np.testing.assert_array_equal(tokenizer(texts), expected)
 
