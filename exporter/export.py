@@ -189,9 +189,9 @@ def require_fit(checkpoint: Checkpoint, trunk: Trunk, progress: Progress = silen
         differences.append(f"members read tokens of width {shape.trunk_width}, the trunk gives {trunk.width}")
     if shape.patches != trunk.patches:
         differences.append(f"members read {shape.patches} patches, the trunk gives {trunk.patches}")
-    if not differences and checkpoint.frozen_digest and checkpoint.frozen_digest != trunk.frozen_digest(progress):
+    if not differences and not trunk.is_frozen_in(checkpoint, progress):
         differences.append(
-            f"the frozen weights in the training checkpoint (sha256 {checkpoint.frozen_digest[:12]}, bfloat16) "
+            f"the frozen weights in the training checkpoint (sha256 {str(checkpoint.frozen_digest)[:12]} in bfloat16) "
             "are not the trunk's"
         )
     if differences:

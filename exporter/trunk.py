@@ -22,7 +22,8 @@ import torch
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
-from trunkline.exporter.checkpoint.read import digest_tensors
+from trunkline.exporter.checkpoint.members import Checkpoint
+from trunkline.exporter.checkpoint.read import FROZEN_CASTS, digest_tensors
 from trunkline.exporter.preprocessing import image_spec, text_assets
 from trunkline.runtime.errors import TrunkError
 from trunkline.runtime.image import ImageSpec
@@ -62,13 +63,15 @@ class Trunk:
         """SHA-256 of the weights."""
         return digest_tensors(self.model.state_dict().items(), progress)
 
-    def frozen_digest(self, progress: Progress = silent) -> str:
-        """SHA-256 of the weights as training checkpoints store them: parameters cast to bfloat16."""
-        cast = {
-            key: value.to(torch.bfloat16) if value.is_floating_point() else value
-            for key, value in self.model.state_dict().items()
-        }
-        return digest_tensors(cast.items(), progress)
+    def is_frozen_in(self, checkpoint: Checkpoint, progress: Progress = silent) -> bool:
+        """Whether a checkpoint's frozen weights are these; also true of one that carries none.
+
+        Both sides are compared in bfloat16. Weights that were stored in float16 have been rounded twice, so if the
+        digests differ, these are rounded in the same way before a difference is believed.
+        """
+        weights = self.model.state_dict().items()
+        digests = (digest_tensors(weights, progress, casts) for casts in (FROZEN_CASTS, (torch.float16, *FROZEN_CASTS)))
+        return checkpoint.frozen_digest is None or checkpoint.frozen_digest in digests
 
 
 def load_trunk(name: str, weights: Path | None = None) -> Trunk:

@@ -75,7 +75,7 @@ def checked_graph(bundle: Bundle, variant: Variant) -> bytes:
 
 
 def _check_table(graph: bytes, rows: int, where: str) -> None:
-    """Raises BundleError if token ids select from a table of other than ``rows`` rows: ids are checked against those."""
+    """Raises BundleError if ids select from a table of other than ``rows`` rows, which is what ids are held against."""
     read = read_graph(graph, where)
     tables = {node.inputs[0] for node in read.nodes if node.operator == "Gather" and node.inputs[1:] == ("ids",)}
     found = {read.constants[name].shape[:1] for name in tables if name in read.constants}

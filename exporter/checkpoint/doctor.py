@@ -89,7 +89,16 @@ def finite_weights(checkpoint: Checkpoint) -> Iterator[Finding]:
 def stored_dtype(checkpoint: Checkpoint) -> Iterator[Finding]:
     for member in checkpoint.members:
         floats = [tensor.dtype for tensor in member.tensors().values() if tensor.is_floating_point()]
-        kinds = sorted({str(dtype).removeprefix("torch.") for dtype in floats} - {"float32"})
+        kinds = sorted({str(dtype).removeprefix("torch.") for dtype in floats} - {"float32", "float64"})
+        if torch.float64 in floats:
+            yield Finding(
+                "note",
+                "stored_dtype",
+                member.name,
+                "weights are stored as float64; the published system trains and stores float32",
+                "they are rounded to float32, as by PyTorch when it loads them into the published system",
+                "nothing, if the run was trained in float32",
+            )
         if kinds:
             yield Finding(
                 "warning",

@@ -38,6 +38,11 @@ ACTION_COMPONENTS: dict[ActionEncoderKind, tuple[str, ...]] = {
 ALL_COMPONENTS = CONTEXT_COMPONENTS + ACTION_COMPONENTS["transformer"] + ACTION_COMPONENTS["mlp"]
 
 
+def flat(components: Mapping[str, StateDict]) -> dict[str, torch.Tensor]:
+    """All tensors of a member's components under ``component.tensor`` names, in file order."""
+    return {f"{part}.{key}": value for part, state in components.items() for key, value in state.items()}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What tensors cannot tell about a member. Members of one ensemble share it.
@@ -148,7 +153,7 @@ class Member:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors under flat ``component.tensor`` names, in file order."""
-        return {f"{part}.{key}": value for part, state in self.components.items() for key, value in state.items()}
+        return flat(self.components)
 
     def parameter_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
@@ -164,7 +169,7 @@ class Checkpoint:
         backbone: open_clip name of the trunk, or None where the file does not say.
         declared: metadata as the file states it, for the doctor to hold against the tensors.
         notes: what the reader had to assume.
-        frozen_digest: SHA-256 over the frozen trunk weights a training checkpoint carries, else None.
+        frozen_digest: SHA-256 over the frozen trunk weights a training checkpoint carries, cast to bfloat16; else None.
     """
 
     form: str

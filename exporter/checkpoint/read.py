@@ -37,15 +37,15 @@ from trunkline.exporter.checkpoint.members import (
 from trunkline.exporter.checkpoint.names import unique_names
 from trunkline.exporter.checkpoint.sensor_file import declared_form, sensor_form, with_counters
 from trunkline.exporter.checkpoint.shapes import read_shape
+from trunkline.exporter.checkpoint.tensors import refuse_unusable, refuse_wrapped
 from trunkline.exporter.checkpoint.torch_file import is_state_dict, load
 from trunkline.runtime.errors import CheckpointError
 from trunkline.runtime.progress import Progress, silent
 
 FROZEN_PREFIX = "model."
+#: The published trainer stores the frozen trunk in bfloat16; one that is stored in more is compared after this cast.
+FROZEN_CASTS = (torch.bfloat16,)
 IGNORED_KEYS = ("logit_scale",)
-WRAPPED_PREFIX = "module."
-
-_UNWRAP = "a `module.` prefix comes from saving a wrapped model: save the unwrapped one"
 
 
 def read_checkpoint(
@@ -78,17 +78,17 @@ def read_checkpoint(
     if "ensemble_components" in content:
         return _merged(path, content, settings, sensor_encoder)
     state = content.get("model_state_dict", content)
+    refuse_wrapped(map(str, state if isinstance(state, Mapping) else ()), path)
     if isinstance(state, Mapping) and any(str(key).startswith(ALL_COMPONENTS) for key in state):
         read = _training(path, state, settings or Settings(), sensor_encoder, progress)
         return replace(read, form=f"{read.form} (bare state dict)") if state is content else read
     names = sorted(map(str, state if isinstance(state, Mapping) else content))
-    wrapped = any(name.startswith(WRAPPED_PREFIX) for name in names)
     raise CheckpointError(
         "the file is not a verifier checkpoint",
         where=path,
         expected="ensemble_components, model_state_dict, or a state dict with verifier components",
         found=", ".join(names[:12]) or "an empty dict",
-        fix=_UNWRAP if wrapped else "pass a training checkpoint or a merged ensemble",
+        fix="pass a training checkpoint or a merged ensemble",
     )
 
 
@@ -243,8 +243,10 @@ def _training(
             where=path,
             expected=[FROZEN_PREFIX + "*", *IGNORED_KEYS, *ALL_COMPONENTS],
             found=unknown[:20],
-            fix=f"{_UNWRAP}; action_pos_embedding marks a two-view (DROID) verifier, which is not supported",
+            fix="save the verifier's state_dict() alone; action_pos_embedding marks a two-view (DROID) verifier, which "
+            "is not supported",
         )
+    refuse_unusable({FROZEN_PREFIX + key: tensor for key, tensor in frozen.items()}, path, buffers=True)
     member = _member(parts, path.name, settings, sensor_encoder, str(path))
     notes = ("window length, padding value and attention heads are not stated in this form: assumed",)
     return Checkpoint(
@@ -252,19 +254,26 @@ def _training(
         members=(member,),
         backbone=None,
         notes=notes + _sensor_notes(settings, [member]),
-        frozen_digest=digest_tensors(frozen.items(), progress) if frozen else None,
+        frozen_digest=digest_tensors(frozen.items(), progress, FROZEN_CASTS) if frozen else None,
     )
 
 
-def digest_tensors(tensors: Iterable[tuple[str, torch.Tensor]], progress: Progress = silent) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, independent of the order of the tensors."""
+def digest_tensors(
+    tensors: Iterable[tuple[str, torch.Tensor]], progress: Progress = silent, casts: Iterable[torch.dtype] = ()
+) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, independent of the order of the tensors.
+
+    ``casts`` are applied to floating-point tensors first, one after the other and one tensor at a time.
+    """
     items = sorted(tensors)
     total = sum(tensor.numel() * tensor.element_size() for _, tensor in items)
     digest, done = hashlib.sha256(), 0
     for name, tensor in items:
+        done += tensor.numel() * tensor.element_size()
+        for dtype in casts if tensor.is_floating_point() else ():
+            tensor = tensor.to(dtype)
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(flat.data)
-        done += flat.nbytes
         progress("hashing weights", done, total)
     return digest.hexdigest()

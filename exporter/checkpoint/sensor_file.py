@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from trunkline.exporter.checkpoint.members import SENSOR_ENCODER, Checkpoint, SensorShape, StateDict
 from trunkline.exporter.checkpoint.sensor_shapes import encoder_problems, encoder_shape, value_problems
+from trunkline.exporter.checkpoint.tensors import COUNTER, refuse_unusable, refuse_wrapped
 from trunkline.exporter.checkpoint.torch_file import is_state_dict, load
 from trunkline.runtime import record
 from trunkline.runtime.errors import CheckpointError
@@ -29,7 +30,6 @@ from trunkline.runtime.sensor.form import SensorForm
 BACKBONE = "conv_backbone."
 #: What saving a model wrapped for several devices puts before every name.
 WRAPPED_PREFIX = "module."
-_COUNTER = "num_batches_tracked"
 #: What a message lists of a file's own entries, and of tensors that differ.
 _LISTED = 12
 
@@ -79,7 +79,7 @@ def copies(content: Mapping[str, Any], part: str, where: object) -> Copies:
         where: the file, for messages.
 
     Raises:
-        CheckpointError: what lies under its name is no state dict.
+        CheckpointError: what lies under its name is no state dict, of a wrapped model, or holds what is no weight.
     """
     own, model = content.get(part), content.get("model_state_dict", content)
     inside: dict[str, Any] = {}
@@ -96,7 +96,13 @@ def copies(content: Mapping[str, Any], part: str, where: object) -> Copies:
                 found=_not_tensors(state),
                 fix="save the part's plain state_dict()",
             )
+        _refuse_unfit({f"{part}.{name}": tensor for name, tensor in state.items()}, where)
     return Copies(own or None, inside or None)
+
+
+def _refuse_unfit(state: StateDict, where: object) -> None:
+    refuse_wrapped(state, where)
+    refuse_unusable(state, where)
 
 
 def _not_tensors(state: object) -> object:
@@ -137,6 +143,8 @@ def read_sensor_encoder(path: Path) -> StateDict:
         return checked_encoder(content, path)
     found = copies(content, SENSOR_ENCODER, path)
     if found.state is None:
+        model = content.get("model_state_dict", content)
+        refuse_wrapped(map(str, model if isinstance(model, Mapping) else ()), path)
         raise CheckpointError(
             "the file holds no sensor encoder",
             where=path,
@@ -171,7 +179,7 @@ def checked_encoder(state: Mapping[str, Any], where: object) -> StateDict:
         raise CheckpointError(
             "a sensor encoder's weights are not usable",
             where=where,
-            expected="finite floating-point numbers",
+            expected="finite numbers",
             found=record.shortened(problems),
             fix="take an earlier epoch of the run",
         )
@@ -182,11 +190,12 @@ def whole_encoder(state: Mapping[str, Any], where: object) -> tuple[StateDict, S
     """An encoder's state dict with its counters, and its sizes.
 
     Raises:
-        CheckpointError: naming every tensor that is missing, unexpected or of another shape.
+        CheckpointError: naming every tensor that is missing, unexpected, of another shape or no weight.
     """
     try:
         if not is_state_dict(state):
             raise ValueError("it holds more than tensors")
+        _refuse_unfit(state, where)
         whole = with_counters(state)
         shape = encoder_shape(whole)
     except (KeyError, IndexError, ValueError) as error:
@@ -216,7 +225,7 @@ def with_counters(state: StateDict) -> StateDict:
     PyTorch itself fills them in when it loads a plain dict.
     """
     norms = [name.removesuffix("running_var") for name in state if name.endswith(".running_var")]
-    missing = [f"{norm}{_COUNTER}" for norm in norms if f"{norm}{_COUNTER}" not in state]
+    missing = [f"{norm}{COUNTER}" for norm in norms if f"{norm}{COUNTER}" not in state]
     return {**state, **{name: torch.zeros((), dtype=torch.int64) for name in missing}} if missing else state
 
 

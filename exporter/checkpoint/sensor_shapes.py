@@ -18,6 +18,7 @@ from trunkline.exporter.checkpoint.members import (
     SensorShape,
     StateDict,
 )
+from trunkline.exporter.checkpoint.tensors import COUNTER
 from trunkline.exporter.reference_sensor import BLOCK, KERNEL, SensorEncoder
 from trunkline.runtime.sensor.form import MAX_CHANNELS, SensorForm
 
@@ -126,11 +127,9 @@ def tensor_differences(expected: StateDict, actual: StateDict) -> list[str]:
 def value_problems(state: StateDict) -> Iterator[str]:
     """Tensors whose numbers nothing can be computed with, in words."""
     for name, tensor in state.items():
-        if name.endswith("num_batches_tracked"):
+        if name.endswith(COUNTER):
             continue
-        if not tensor.is_floating_point():
-            yield f"{name} is {str(tensor.dtype).removeprefix('torch.')}, not floating point"
-        elif not torch.isfinite(tensor.float()).all():
+        if not torch.isfinite(tensor.float()).all():
             yield f"{name} holds NaN or infinite values"
         elif name.endswith("running_var") and tensor.min() < 0:
             yield f"{name} holds variances below 0"

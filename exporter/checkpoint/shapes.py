@@ -18,8 +18,10 @@ from trunkline.exporter.checkpoint.members import (
     HeadShape,
     Settings,
     StateDict,
+    flat,
 )
 from trunkline.exporter.checkpoint.sensor_shapes import sensor_problems, sensor_shape, tensor_differences
+from trunkline.exporter.checkpoint.tensors import refuse_unusable, refuse_wrapped
 from trunkline.exporter.reference import ReferenceMember
 from trunkline.runtime.errors import CheckpointError
 
@@ -35,8 +37,11 @@ def read_shape(components: Components, settings: Settings, where: str) -> HeadSh
         where: file and member, for messages.
 
     Raises:
-        CheckpointError: naming every tensor that is missing, unexpected, or not of the expected shape.
+        CheckpointError: naming every tensor that is missing, unexpected, not of the expected shape, or no weight.
     """
+    tensors = flat(components)
+    refuse_wrapped(tensors, where)
+    refuse_unusable(tensors, where)
     _check_settings(settings, where)
     encoder = _encoder_kind(components, where)
     try:
@@ -151,5 +156,4 @@ def _widths(components: Components, shape: HeadShape) -> list[str]:
 def _differences(components: Components, shape: HeadShape) -> list[str]:
     with torch.device("meta"):
         expected = ReferenceMember(shape, 0.0).state_dict()
-    actual = {f"{part}.{key}": value for part, state in components.items() for key, value in state.items()}
-    return tensor_differences(expected, actual)
+    return tensor_differences(expected, flat(components))

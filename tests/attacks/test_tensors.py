@@ -21,6 +21,7 @@ from trunkline.runtime import Ensemble, load
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BundleError, InputError, InstructionError, ParityError, TrunklineError
 from trunkline.runtime.parity import check_parity, require_parity
+from trunkline.runtime.stage_files import stage_files
 
 GOLDEN = "golden.safetensors"
 BAKED = "instructions.safetensors"
@@ -97,6 +98,43 @@ def test_baked_malformed(baked: Path, content: bytes) -> None:
     put(baked, BAKED, content)
     with pytest.raises(BundleError, match=f"tensor file of the bundle is malformed\n.*{BAKED}"):
         load(baked)
+
+
+def with_far_token(folder: Path) -> None:
+    """Puts the word "carrot" into the tokenizer, beyond the 1,000 rows of the trunk's table."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"<unused{index}>": index for index in range(len(vocabulary), 1000)}
+    added = {"id": 1000, "content": "carrot", "single_word": False, "lstrip": False, "rstrip": False}
+    tokenizer["added_tokens"].append(added | {"normalized": False, "special": False})
+    put(folder, "tokenizer.json", json.dumps(tokenizer).encode())
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_no_back_end_sees_an_id_beyond_the_token_table(folder: Path, ensemble: Ensemble, backend: str) -> None:
+    expected = ensemble.score(frame(), INSTRUCTIONS[0], windows(3)).scores
+    with_far_token(folder)
+    with load(folder, backend=backend) as far:
+        np.testing.assert_allclose(far.score(frame(), INSTRUCTIONS[0], windows(3)).scores, expected, atol=1e-5)
+        for instructions in ("drop the carrot", ["put it down", "drop the carrot"]):
+            with pytest.raises(InstructionError, match=r"(?s)ids below 1000.*'drop the carrot': 'carrot' is 1000\n"):
+                far.score(frame(), instructions, windows(3))
+        with pytest.raises(InstructionError, match="'carrot' is 1000"):
+            far.token_ids(["drop the carrot"])
+
+
+@pytest.mark.parametrize("made", ["bundle", "half_int8_bundle"])
+@pytest.mark.parametrize("rows", [999, 1001])
+def test_a_token_table_of_another_size(request: pytest.FixtureRequest, tmp_path: Path, made: str, rows: int) -> None:
+    folder = copied(request.getfixturevalue(made), tmp_path / "bundle")
+    edit_manifest(folder, lambda manifest: manifest["text"]["spec"].update(vocab_size=rows))
+    bundle = Bundle(folder)
+    for variant in bundle.manifest.stages["text"].variants:
+        with (
+            pytest.raises(BundleError, match=rf"(?s)of another size.*{variant}\.onnx.*{rows} rows.*shape \(1000, "),
+            stage_files(bundle, "text", variant),
+        ):
+            pass
 
 
 def test_baked_works_and_refuses_other_instructions(baked: Path, ensemble: Ensemble) -> None:

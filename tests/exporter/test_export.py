@@ -223,6 +223,12 @@ def test_frozen_weights_must_be_the_trunks(tmp_path: Path, trunk: Trunk) -> None
     frozen = {key: value.bfloat16() for key, value in trunk.model.state_dict().items()}
     member = random_member(head_shape())
     require_fit(read_checkpoint(save_training(member, tmp_path / "a.pt", frozen)), trunk)
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        stored = {key: value.to(dtype) for key, value in trunk.model.state_dict().items()}
+        require_fit(read_checkpoint(save_training(member, tmp_path / "c.pt", stored)), trunk)
+    stored["visual.trunk.patch_embed.proj.weight"] = stored["visual.trunk.patch_embed.proj.weight"] * 1.02
+    with pytest.raises(TrunkError, match="frozen weights"):
+        require_fit(read_checkpoint(save_training(member, tmp_path / "c.pt", stored)), trunk)
     name = "visual.trunk.patch_embed.proj.weight"
     frozen[name] = frozen[name] * 1.5
     other = read_checkpoint(save_training(member, tmp_path / "b.pt", frozen))

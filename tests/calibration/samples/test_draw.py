@@ -262,7 +262,9 @@ def test_instructions_of_a_bundle_with_a_tokenizer(bundle: Path) -> None:
 
 
 def test_instructions_of_a_baked_bundle() -> None:
-    text = TextEntry(TextSpec("canonicalize", 16, None, 100), baked="t.safetensors", instructions=("Lift the lid.", "stop"))
+    text = TextEntry(
+        TextSpec("canonicalize", 16, None, 100), baked="t.safetensors", instructions=("Lift the lid.", "stop")
+    )
     needs = BundleNeeds(ACTIONS, instruction_check(text, None))
     assert draw_samples(InMemory(SCENES, instructions=("lift THE lid!", "stop")), needs).calibrating
     with pytest.raises(DatasetError, match=r"(?s)'close it': not one of the 2 baked instructions.*'go'"):
