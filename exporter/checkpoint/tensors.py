@@ -13,6 +13,7 @@ import torch
 
 from trunkline.exporter.checkpoint.members import StateDict
 from trunkline.runtime.errors import CheckpointError
+from trunkline.runtime.manifest import MAX_DIMENSION
 from trunkline.runtime.record import shortened
 
 #: Names of counters that batch norms carry and nothing computes with.
@@ -88,6 +89,8 @@ def _problem(name: str, tensor: torch.Tensor, buffers: bool) -> tuple[str, str] 
         return f"quantised ({dtype})", "save tensor.dequantize(), or the weights before they were quantised"
     if tensor.layout != torch.strided:
         return f"sparse ({str(tensor.layout).removeprefix('torch.')})", "save tensor.to_dense()"
+    if not buffers and (tensor.numel() == 0 or max(tensor.shape, default=0) > MAX_DIMENSION):
+        return f"of shape {tuple(tensor.shape)}", f"save trained weights; sides are from 1 to {MAX_DIMENSION}"
     if tensor.dtype in (*_WEIGHTS, *(_BUFFERS if buffers or name.endswith(COUNTER) else ())):
         return None
     if tensor.is_complex():
