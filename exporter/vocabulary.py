@@ -1,6 +1,6 @@
 """Which ids a tokenizer can give, held against the rows of the trunk's token embedding table.
 
-Beyond the last row back ends disagree: some fail, others read what lies there and score.
+Beyond the last row back ends disagree: PyTorch and ONNX Runtime fail, OpenVINO scores.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Tokenizer:
         beyond = ids >= self.spec.vocab_size
         found = [
             f"instruction {place}, {cleaned[place]!r:.80}: {self._tokenizer.id_to_token(int(token))!r} is {token}"
-            for place in np.flatnonzero(beyond.any(axis=1))
+            for place in np.flatnonzero(beyond.any(axis=1)).tolist()
             for token in np.unique(ids[place][beyond[place]])
         ]
         if found:

@@ -180,7 +180,8 @@ def _language_width(model: object) -> int | None:
     if not isinstance(model, Mapping):
         return None
     tables = [value for key, value in model.items() if str(key).endswith(_TOKEN_TABLE)]
-    widths = {table.shape[1] for table in tables if isinstance(table, torch.Tensor) and table.ndim == 2}
+    whole = [table for table in tables if isinstance(table, torch.Tensor) and not table.is_nested]
+    widths = {table.shape[1] for table in whole if table.ndim == 2}
     return widths.pop() if len(widths) == 1 else None
 
 
@@ -259,10 +260,8 @@ def _inputs(
 def _misfits(shape: ExpertShape, features: int | None) -> list[str]:
     """Differences that would stop the module from being built, in words."""
     found = []
-    if min(shape.width, shape.seen, shape.feedforward, shape.action_dim) < 1:
+    if shape.seen < 1:
         found.append("sizes of 0")
-    if shape.kind == "regression" and shape.horizon < 1:
-        found.append("pos_embed has no positions")
     if shape.width % shape.heads:
         found.append(f"width {shape.width} is not divisible by {shape.heads} heads")
     if shape.kind == "diffusion" and (shape.time_width < 4 or shape.time_width % 2):

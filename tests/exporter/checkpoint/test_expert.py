@@ -306,7 +306,7 @@ def test_every_tensor_that_is_wrong_is_named(tmp_path: Path) -> None:
     ("expert", "words"),
     [
         (lambda: edited(pos_embed=None), "missing pos_embed"),
-        (lambda: edited(pos_embed=torch.zeros(1, 0, 16)), "no positions"),
+        (lambda: edited(pos_embed=torch.zeros(1, 0, 16)), "pos_embed is of shape (1, 0, 16)"),
         (lambda: edited(fusion_proj__weight=torch.zeros(16)), "cannot read an action expert's sizes"),
         (lambda: edited(temporal_decoder__layers__0__linear1__weight=None), "layers.0.linear1.weight"),
         (lambda: edited(fused("gated"), sensor_proj__weight=torch.zeros(16, 21)), "reads 21 sensor features"),
