@@ -22,6 +22,8 @@ COUNTER = "num_batches_tracked"
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _BUFFERS = (torch.int64, torch.int32, torch.bool)
 
+#: Names of a wrapped model that a message lists; they are all alike.
+_SHOWN = 3
 _GATHERED = "save a full state dict: torch.distributed.checkpoint.state_dict.get_model_state_dict"
 #: What wrappers put into names, and how to save without it.
 _WRAPPERS = {
@@ -42,7 +44,7 @@ def refuse_wrapped(names: Iterable[str], where: object) -> None:
             "a checkpoint was saved from a wrapped model",
             where=where,
             expected="names of the model's own tensors",
-            found=shortened(list(wrapped)),
+            found=f"{', '.join(list(wrapped)[:_SHOWN])}: {len(wrapped)} such names",
             fix="; ".join(dict.fromkeys(_WRAPPERS[each] for found in wrapped.values() for each in found)),
         )
 

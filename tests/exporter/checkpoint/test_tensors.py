@@ -285,7 +285,7 @@ def test_wrapped_verifiers(where: str, prefix: str, tmp_path: Path) -> None:
 def test_wrapped_components_of_a_merged_file(prefix: str, tmp_path: Path) -> None:
     components = {name: prefixed(dict(state), "whole", prefix) for name, state in random_member().components.items()}
     torch.save({"ensemble_components": [components]}, tmp_path / "m.pt")
-    refusal(lambda: read_checkpoint(tmp_path / "m.pt"), "wrapped model", f"text_pooling.{prefix}", WRAPPED[prefix])
+    refusal(lambda: read_checkpoint(tmp_path / "m.pt"), "wrapped model", f"visual_extraction.{prefix}", WRAPPED[prefix])
 
 
 @pytest.mark.parametrize("prefix", WRAPPED)
