@@ -147,7 +147,7 @@ def _convert(value: Any, kind: Any, path: str, differences: list[str]) -> Any:
         return _convert_mapping(value, kind, path, differences)
     if kind is float and type(value) is int:
         return _convert_float(value, path, differences)
-    if kind is str and isinstance(value, str) and not _is_text(value):
+    if kind is str and isinstance(value, str) and not is_text(value):
         return _wrong(value, "text without half characters", path, differences)
     if type(value) is kind:
         return value
@@ -162,7 +162,7 @@ def _convert_float(value: int, path: str, differences: list[str]) -> float | Non
         return None
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """False for a lone surrogate, which JSON can spell but nothing can print or write."""
     return not any("\ud800" <= char <= "\udfff" for char in value)
 
@@ -220,7 +220,7 @@ def _convert_mapping(value: Any, kind: Any, path: str, differences: list[str]) -
     if not isinstance(value, dict):
         return _wrong(value, "an object", path, differences)
     item = typing.get_args(kind)[1]
-    differences += [f"{path}: the key {shown(key)} holds half a character" for key in value if not _is_text(key)]
+    differences += [f"{path}: the key {shown(key)} holds half a character" for key in value if not is_text(key)]
     return {key: _convert(element, item, f"{path}[{shown(key)}]", differences) for key, element in value.items()}
 
 

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 the user can fix it, 2 usage, 3 a parity gate failed, 4 in
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -30,7 +31,8 @@ from trunkline.exporter.cli import (
     verify,
     windows,
 )
-from trunkline.exporter.cli.output import say, stderr
+from trunkline.exporter.cli.output import say, show, standard_streams, stderr
+from trunkline.runtime import record
 from trunkline.runtime.errors import TrunklineError
 
 INTERRUPTED = 130
@@ -39,6 +41,25 @@ INTERNAL = 70
 
 class Commands(TyperGroup):
     """The edge: every error becomes one message on stderr and an exit code; tracebacks only with ``--debug``."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Runs the command line on streams that always take text."""
+        with standard_streams():
+            try:
+                return super().main(*args, **options)
+            except TrunklineError as error:  # help that cannot be written
+                say(f"error: {error}")
+                sys.exit(error.exit_code)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuses words that are no text here: libraries take paths as UTF-8, and bundles hold nothing else."""
+        broken = [word for word in args if not record.is_text(word)]
+        if broken:
+            raise typer.BadParameter(
+                f"not text in {sys.getfilesystemencoding()}, the encoding of this environment: "
+                f"{', '.join(map(ascii, broken))}. Rename the files, or set PYTHONUTF8=1 if the names are UTF-8."
+            )
+        return list(super().parse_args(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the chosen command."""
@@ -51,7 +72,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             say("interrupted; nothing was left half done")
             raise typer.Exit(INTERRUPTED) from error
-        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):  # a closed pipe is typer's business
+        except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:
             if hasattr(error, "exit_code"):  # usage errors, which typer shows
@@ -81,7 +102,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"trunkline {metadata.version('trunkline')}")
+        show(f"trunkline {metadata.version('trunkline')}")
         raise typer.Exit
 
 

@@ -1,4 +1,9 @@
-"""Where commands write: results to stdout, for people or as JSON; everything else to stderr."""
+"""Where commands write: results to stdout, for people or as JSON; everything else to stderr.
+
+Whatever the two are, a command does not end in a library's error. Characters that an encoding lacks are escaped. A result
+that cannot be written ends the command with 1 and a message, or without one where the reader has gone. A diagnostic
+that cannot be written is lost, and the work goes on.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +13,91 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from trunkline.runtime.errors import TrunklineError
 from trunkline.runtime.progress import Progress as ProgressCallback
 
 stdout = Console()
 stderr = Console(stderr=True)
 
 
-def print_json(result: Any) -> None:
-    """A result as one JSON document; dataclasses, arrays and paths become plain values."""
-    sys.stdout.write(json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """The two streams as this module promises them, for everything that writes to them inside the block.
+
+    Raises:
+        TrunklineError: inside the block, where a result cannot be written.
+        typer.Exit: likewise, where nobody reads it any more.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = cast(TextIO, _Results(sys.stdout)), cast(TextIO, _Diagnostics(sys.stderr))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Diagnostics:
+    """A stream that takes any text, and whose descriptor leads nowhere once a write has failed."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream: Any = open(os.devnull) if stream is None else stream  # noqa: SIM115 - to a closed one writing fails
+        with suppress(AttributeError):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._failing():
+            self._stream.write(text)
+        self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        with self._failing():
+            self._stream.flush()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError), open(os.devnull, "w") as nowhere:  # for what the stream still holds
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """What is lost here was no result."""
+
+
+class _Results(_Diagnostics):
+    """The same, but what cannot be written is told."""
+
+    def _failed(self, error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(1) from error
+        raise TrunklineError(
+            "the result cannot be written",
+            where="standard output",
+            found=error.strerror or str(error),
+            fix="free space where it goes, or send it elsewhere; files that the command was to write are written",
+        ) from error
+
+
+def print_json(result: Any, indent: int = 2) -> None:
+    """A result as one JSON document in ASCII; dataclasses, arrays and paths become plain values."""
+    sys.stdout.write(json.dumps(plain(result), indent=indent, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -10,7 +9,6 @@ import typer
 
 from trunkline.exporter.cli.options import JsonOption
 from trunkline.exporter.cli.output import print_json, print_table, show
-from trunkline.runtime import record
 
 if TYPE_CHECKING:
     from trunkline.targets.detect import Recognition
@@ -40,7 +38,7 @@ def command(
 
     known = profiles()
     if target is not None:
-        sys.stdout.write(record.encode(named(target, known)).decode())
+        print_json(named(target, known), indent=1)
         return
     machine, found = _this_machine(known)
     if json:
