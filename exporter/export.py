@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from trunkline.calibration.defaults import FLOAT32_SCORE_CHANGE
 from trunkline.calibration.int8.compress import check_budget, compress
@@ -24,6 +24,7 @@ from trunkline.calibration.samples.draw import DrawnSamples
 from trunkline.exporter.checkpoint.doctor import refuse_fatal
 from trunkline.exporter.checkpoint.findings import Finding
 from trunkline.exporter.checkpoint.members import Checkpoint
+from trunkline.exporter.checkpoint.names import bundle_text
 from trunkline.exporter.checkpoint.read import digest_tensors, read_checkpoint
 from trunkline.exporter.golden import probe_inputs, sample_inputs, write_golden
 from trunkline.exporter.half_variant import add_half
@@ -51,12 +52,14 @@ from trunkline.runtime.manifest import (
     Stage,
     TextEntry,
     TrunkEntry,
+    draft_problems,
     list_files,
     verifier_contract,
     write_manifest,
 )
 from trunkline.runtime.parity import ParityReport, check_parity, require_parity
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.record import is_text, shortened
 from trunkline.runtime.text import clean
 
 GOLDEN_NAME = "golden.safetensors"
@@ -152,6 +155,7 @@ def build(
     try:
         with becoming(output, overwrite=options.overwrite) as folder:
             draft = _draft(checkpoint, trunk, instructions, progress)
+            _require_readable(draft, output)
             drawn = None if options.int8 is None else draw(options.int8, draft, trunk, progress)
             reference = PyTorchEnsemble(trunk, checkpoint)
             _write(draft, reference, folder, drawn, progress)
@@ -204,6 +208,12 @@ def require_fit(checkpoint: Checkpoint, trunk: Trunk, progress: Progress = silen
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
+    if not is_text(str(output.absolute())):
+        raise ExportError(
+            "the output's path is not UTF-8, and not every back end would find the bundle",
+            where=ascii(str(output.absolute())),
+            fix="choose another path",
+        )
     if not output.exists() and not output.is_symlink():
         return
     replaceable = output.is_dir() and not output.is_symlink() and (output / MANIFEST_NAME).is_file()
@@ -225,9 +235,9 @@ def _write(
     if baked is None:
         (folder / TOKENIZER_NAME).write_bytes(trunk.tokenizer_json)
     else:
-        save_file({"tokens": _bake(trunk, baked, progress)}, folder / BAKED_NAME)
+        (folder / BAKED_NAME).write_bytes(save({"tokens": _bake(trunk, baked, progress)}))
     if draft.sensor is not None and draft.sensor.absent is not None:
-        save_file({"absent": absent_features(reference)}, folder / draft.sensor.absent)
+        (folder / draft.sensor.absent).write_bytes(save({"absent": absent_features(reference)}))
     golden = probe_inputs(reference, baked) if drawn is None else sample_inputs(drawn.judging, draft.actions)
     write_golden(reference, golden, folder / GOLDEN_NAME, progress)
     draft = replace(draft, stages=stages, parity=replace(draft.parity, instructions=golden.instructions))
@@ -278,7 +288,19 @@ def _draft(checkpoint: Checkpoint, trunk: Trunk, baked: tuple[str, ...] | None, 
 def _portable(name: str) -> str:
     """A trunk's name without the folders of this machine: ``local-dir:/home/me/trunk`` is ``local-dir:trunk``."""
     schema, colon, place = name.partition(":")
-    return f"{schema}:{Path(place).absolute().name}" if colon and schema == "local-dir" else name
+    return f"{schema}:{bundle_text(Path(place).absolute().name)}" if colon and schema == "local-dir" else name
+
+
+def _require_readable(draft: Manifest, output: Path) -> None:
+    """Raises ExportError if the bundle would be one that no runtime opens, before anything is traced."""
+    problems = draft_problems(draft)
+    if problems:
+        raise ExportError(
+            "the bundle would hold what no runtime reads",
+            where=output,
+            found=shortened(problems),
+            fix="rename these members, or the trunk, before they are exported",
+        )
 
 
 def _trace_stages(draft: Manifest, reference: PyTorchEnsemble, folder: Path, progress: Progress) -> dict[str, Stage]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from trunkline.calibration.samples.sample import CalibrationSample, Camera
 from trunkline.calibration.samples.synthetic import candidates_for, frame, stream, windows
@@ -98,7 +98,7 @@ def write_golden(reference: PyTorchEnsemble, inputs: GoldenInputs, path: Path, p
         parts |= {} if sensor is None else {"sensor": sensor}
         tensors |= {golden_name(kind, index): np.ascontiguousarray(value) for kind, value in parts.items()}
     progress("PyTorch reference", len(inputs.frames), len(inputs.frames))
-    save_file(tensors, path)
+    path.write_bytes(save(tensors))  # save_file does not say that a disk is full in an OSError
 
 
 def _rgb(image: Camera) -> NDArray[np.uint8]:

@@ -233,6 +233,21 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST_NAME).write_bytes(record.encode(manifest))
 
 
+def member_name_problem(name: str) -> str | None:
+    """Why a member may not be called ``name``, or None if it may."""
+    return "holds a slash" if "/" in name else name_problem(name)
+
+
+def shown_problem(text: str) -> str | None:
+    """Why a person may not be shown ``text``, which must not steer the terminal, or None if it may."""
+    return None if text.isprintable() else "holds characters that cannot be shown"
+
+
+def draft_problems(draft: Manifest) -> list[str]:
+    """What would make a manifest unreadable, of one that is complete but for its stages and files."""
+    return record.differences(draft) or list(_stated_problems(draft))
+
+
 def read_manifest(text: bytes, where: object) -> Manifest:
     """Reads and checks a manifest.
 
@@ -279,13 +294,18 @@ def _check_version(content: object, where: object) -> None:
 
 def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _file_problems(manifest)
+    yield from _stated_problems(manifest)
+    shapes = [problem for stage in manifest.stages.items() for problem in _tensor_problems(*stage)]
+    yield from shapes or _graph_problems(manifest)
+    yield from _variant_problems(manifest)
+
+
+def _stated_problems(manifest: Manifest) -> Iterator[str]:
+    """Those of everything but files and stages."""
     yield from _member_problems(manifest.members)
     yield from _number_problems(manifest)
     yield from _text_problems(manifest)
     yield from _sensor_problems(manifest)
-    shapes = [problem for stage in manifest.stages.items() for problem in _tensor_problems(*stage)]
-    yield from shapes or _graph_problems(manifest)
-    yield from _variant_problems(manifest)
     if (manifest.text.tokenizer is None) == (manifest.text.baked is None):
         yield "text: exactly one of tokenizer and baked must be set"
     if (manifest.text.baked is None) != (not manifest.text.instructions):
@@ -316,8 +336,7 @@ def _member_problems(members: tuple[MemberEntry, ...]) -> Iterator[str]:
         yield f"{len(members)} members; there must be 1 to {MAX_MEMBERS}"
         return
     for member in members:
-        problem = "holds a slash" if "/" in member.name else name_problem(member.name)
-        if problem:
+        if problem := member_name_problem(member.name):
             yield f"member name {shown(member.name)} {problem}"
     yield from (f"member names are not distinct: {pair}" for pair in ambiguous([each.name for each in members]))
 
@@ -387,13 +406,11 @@ def _sensor_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _text_problems(manifest: Manifest) -> Iterator[str]:
-    """What a person is shown must not steer the terminal; digests are compared and must have one spelling."""
+    """What a person is shown; digests are compared and must have one spelling."""
     texts = {"trunk.name": manifest.trunk.name}
     texts |= {f"members[{index}].source": member.source for index, member in enumerate(manifest.members)}
     texts |= {f"producer[{shown(key)}]": key + value for key, value in manifest.producer.items()}
-    yield from (
-        f"{name} holds characters that cannot be shown" for name, text in texts.items() if not text.isprintable()
-    )
+    yield from (f"{name} {problem}" for name, text in texts.items() if (problem := shown_problem(text)))
     digests = {"trunk.digest": manifest.trunk.digest}
     digests |= {f"members[{index}].digest": member.digest for index, member in enumerate(manifest.members)}
     for name, digest in digests.items():

@@ -59,6 +59,16 @@ def encode(record: Any, *, compact: bool = False) -> bytes:
     return (json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False, **layout) + "\n").encode()
 
 
+def differences(record: Any) -> list[str]:
+    """What would be refused of the record once it is written; it may hold half characters, which cannot be."""
+    text = json.dumps(dataclasses.asdict(record), ensure_ascii=False).encode("utf-8", "backslashreplace")
+    try:
+        decode(text, type(record))
+    except RecordError as error:
+        return error.differences
+    return []
+
+
 def decode(text: bytes, kind: type[Record]) -> Record:
     """Reads ``kind`` from JSON.
 
@@ -163,8 +173,16 @@ def _convert_float(value: int, path: str, differences: list[str]) -> float | Non
 
 
 def is_text(value: str) -> bool:
-    """False for a lone surrogate, which JSON can spell but nothing can print or write."""
+    """False for a lone surrogate, which JSON can spell but nothing can print or write.
+
+    Python reads bytes of a file's name as such where they are no UTF-8.
+    """
     return not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def as_text(value: str) -> str:
+    """With half characters spelt out: names of files may hold them, and records may not."""
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 @functools.cache

@@ -212,12 +212,12 @@ def _require_met(found: SearchResult, budget: Budget, where: str) -> None:
 
 def _summary(samples: DrawnSamples, warnings: Sequence[str]) -> SampleSummary:
     return SampleSummary(
-        source=samples.name,
+        source=record.as_text(samples.name),
         calibrating=len(samples.calibrating),
         judging=len(samples.judging),
         digests=samples.digests,
-        warnings=tuple(warnings),
-        skipped=(*samples.unreadable, *samples.noise),
+        warnings=tuple(map(record.as_text, warnings)),
+        skipped=tuple(map(record.as_text, (*samples.unreadable, *samples.noise))),
     )
 
 

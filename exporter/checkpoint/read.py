@@ -41,6 +41,7 @@ from trunkline.exporter.checkpoint.tensors import refuse_unusable, refuse_wrappe
 from trunkline.exporter.checkpoint.torch_file import is_state_dict, load
 from trunkline.runtime.errors import CheckpointError
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.record import is_text
 
 FROZEN_PREFIX = "model."
 #: The published trainer stores the frozen trunk in bfloat16; one that is stored in more is compared after this cast.
@@ -71,6 +72,8 @@ def read_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise CheckpointError("cannot read a checkpoint", where=path, found="no such file", fix="check the path")
+    if not is_text(str(path)):
+        raise CheckpointError("a checkpoint's path is not UTF-8", where=ascii(str(path)), fix="rename file or folder")
     if path.suffix == ".safetensors":
         return read_ensemble_file(path)
     content = load(path)
@@ -144,7 +147,7 @@ def _integer(declared: Mapping[str, object], key: str, default: int, path: Path)
 
 
 def _backbone(name: object, path: Path) -> str | None:
-    if name is None or (isinstance(name, str) and name):
+    if name is None or (isinstance(name, str) and name and is_text(name)):
         return name
     raise CheckpointError(
         "a merged file's metadata is not usable",
@@ -251,7 +254,7 @@ def _training(
     notes = ("window length, padding value and attention heads are not stated in this form: assumed",)
     return Checkpoint(
         form="training checkpoint",
-        members=(member,),
+        members=unique_names([member]),
         backbone=None,
         notes=notes + _sensor_notes(settings, [member]),
         frozen_digest=digest_tensors(frozen.items(), progress, FROZEN_CASTS) if frozen else None,

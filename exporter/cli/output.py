@@ -1,6 +1,6 @@
 """Where commands write: results to stdout, for people or as JSON; everything else to stderr.
 
-Whatever the two are, a command does not end in a library's error. Characters that an encoding lacks are escaped. A result
+Whatever the two are, no command ends in a library's error. Characters that an encoding lacks are escaped. A result
 that cannot be written ends the command with 1 and a message, or without one where the reader has gone. A diagnostic
 that cannot be written is lost, and the work goes on.
 """

@@ -104,7 +104,7 @@ def write_trt_variant(
     Raises:
         ExportError: the model is not one that can be converted.
     """
-    largest = _largest(model, contract, samples) if samples else None
+    largest = _largest(model, contract, folder, samples) if samples else None
     report = to_half(model, largest=largest)
     check_contract(model, contract)
     return save(model, contract, folder, TRT_VARIANT, precision), report
@@ -143,8 +143,10 @@ def check_trt_variant(root: Path, name: str, stage: Stage, samples: Sequence[Fee
     return worst
 
 
-def _largest(model: onnx_ir.Model, contract: Contract, samples: Sequence[Feed]) -> dict[str, float]:
-    with TemporaryDirectory() as place:
+def _largest(model: onnx_ir.Model, contract: Contract, folder: Path, samples: Sequence[Feed]) -> dict[str, float]:
+    """Beside what is written, where there must be room: a stage is larger than many folders for temporary files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".largest.", dir=folder) as place:
         save(model, contract, Path(place), TRT_VARIANT, "float32")
         return largest_values(Path(place) / contract.name / f"{TRT_VARIANT}.onnx", samples)
 

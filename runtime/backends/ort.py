@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from trunkline.runtime.backends import StageFiles
 from trunkline.runtime.backends.contract import Port
 from trunkline.runtime.backends.threads import physical_cores
 from trunkline.runtime.errors import BackendError
+from trunkline.runtime.record import is_text
 
 CPU = "CPUExecutionProvider"
 
@@ -69,15 +71,27 @@ def is_int8(graph: bytes) -> bool:
 
 
 def options(files: StageFiles, settings: Mapping[str, str]) -> Any:
-    """The library's options for a session on a stage, with ``settings`` beside those of every session."""
+    """The library's options for a session on a stage, with ``settings`` beside those of every session.
+
+    Raises:
+        BackendError: the stage lies where the library cannot look.
+    """
     made = library().SessionOptions()
     made.intra_op_num_threads = files.threads or physical_cores()
     made.inter_op_num_threads = 1
     made.log_severity_level = 3  # errors come as exceptions
     for key, value in {**SETTINGS, **settings}.items():
         made.add_session_config_entry(key, value)
-    made.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.folder))
+    folder = _utf8(files.folder, "rename the folder, copy the bundle elsewhere, or load it with OpenVINO")
+    made.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return made
+
+
+def _utf8(path: Path, fix: str) -> str:
+    """The path as the library takes it."""
+    if not is_text(str(path)):
+        raise BackendError("ONNX Runtime takes no path that is not UTF-8", where=ascii(str(path)), fix=fix)
+    return str(path)
 
 
 def session(files: StageFiles, options: Any, providers: Sequence[str | tuple[str, dict[str, str]]]) -> Any:
@@ -109,11 +123,31 @@ def failed_run(name: str, error: Exception | str) -> BackendError:
 
 @contextlib.contextmanager
 def profiling(options: Any) -> Iterator[None]:
-    """Sessions made with these options inside the block write down what they run; :func:`kernels` reads it."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Sessions made with these options inside the block write down what they run; :func:`kernels` reads it.
+
+    Raises:
+        BackendError: there is no folder for temporary files.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+        except OSError as error:
+            place = error.filename or "the folder for temporary files"
+            raise _no_room(place, error.strerror or str(error)) from error
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.profile_file_prefix = _utf8(Path(folder) / "profile", "set TMPDIR to another folder")
         yield
+
+
+def _no_room(folder: object, found: str) -> BackendError:
+    """The library never says so itself: what it cannot write is missing, and no error."""
+    return BackendError(
+        "ONNX Runtime could not write down which kernels it ran",
+        where=folder,
+        expected="room for a few megabytes",
+        found=found,
+        fix="free space there, or set TMPDIR to a folder that has some",
+    )
 
 
 def kernels(session: Any, name: str, run: Callable[[], object]) -> list[Kernel]:
@@ -125,7 +159,7 @@ def kernels(session: Any, name: str, run: Callable[[], object]) -> list[Kernel]:
         run: runs it once.
 
     Raises:
-        BackendError: the run failed.
+        BackendError: the run failed, or what it wrote down is not all there.
     """
     try:
         run()
@@ -135,10 +169,21 @@ def kernels(session: Any, name: str, run: Callable[[], object]) -> list[Kernel]:
         raise failed_run(name, error) from error
     finally:
         profile = session.end_profiling()
-    events = json.loads(Path(profile).read_text())
+    try:
+        events = json.loads(Path(profile).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _no_room(Path(profile).parent, _shortfall(Path(profile), error)) from error
     # One event per node and run; others tell how long the run as a whole, or loading, took.
     nodes = [event["args"] for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
     return [Kernel(node["op_name"], node["provider"], _gives_floats(node)) for node in nodes]
+
+
+def _shortfall(profile: Path, error: OSError | ValueError) -> str:
+    """Why a profile cannot be read."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    free = shutil.disk_usage(profile.parent).free
+    return f"a record that stops after {profile.stat().st_size} bytes, {free} bytes free"
 
 
 def _gives_floats(node: Mapping[str, Any]) -> bool:
