@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,50 @@ def test_moments(tmp_path: Path, text: str) -> None:
     found = read_times(written(tmp_path, text), 1)
     assert found.dtype == np.float64
     assert found.tolist() == [1700000000.125, 1.5e9, -3.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "wrong"),
+    [
+        ("1700000000,125\n1700000001,25", 1, [1, 2]),
+        ("time\n12,5\n13", 1, [2]),
+        ("12,5;3", 1, [1]),
+        ("-0,5e1 left.jpg", 1, [1]),
+        ("12.5\n13,5", 1, [2]),  # the point settles nothing: there is a column more
+        ("1,30\n2,60", 1, [1, 2]),  # seconds and frames, or not
+        ("12,5 13,5", 2, [1]),
+        ("12,5;13,5", 2, [1]),
+        ("12,5,13,5", 2, [1]),
+        ("1,2,3", 2, [1]),
+        ("1 2,5", 2, [1]),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_commas_that_may_be_decimal_are_refused(
+    tmp_path: Path, text: str, columns: int, wrong: list[int], newline: str
+) -> None:
+    """Read as columns, 12,5 would be 12 s: a window half a second off."""
+    with pytest.raises(DatasetError, match=r"decimals with a point \(12\.5, also 12\.0\)") as caught:
+        read_times(written(tmp_path, text.replace("\n", newline)), columns)
+    lines = text.split("\n")
+    assert caught.value.found == [f"line {n}: {lines[n - 1]!r}: a decimal comma, or two columns" for n in wrong]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "expected"),
+    [
+        ("1, 30\n2, 60", 1, [1.0, 2.0]),
+        ("12.5,3\n13,4\n14.25,5", 1, [12.5, 13.0, 14.25]),  # whole seconds among others of the same table
+        ("12,left_5,5.jpg", 1, [12.0]),
+        ("1e1,5", 1, [10.0]),
+        ("12,-5", 1, [12.0]),
+        ("12,", 1, [12.0]),
+        ("1,2", 2, [[1.0, 2.0]]),  # one number would be too few
+        ("0.5,1,7\n1,2,8", 2, [[0.5, 1.0], [1.0, 2.0]]),
+    ],
+)
+def test_commas_that_can_only_divide(tmp_path: Path, text: str, columns: int, expected: list[Any]) -> None:
+    assert read_times(written(tmp_path, text), columns).tolist() == expected
 
 
 def test_intervals(tmp_path: Path) -> None:
