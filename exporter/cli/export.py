@@ -166,7 +166,6 @@ def _int8(
     calibrate: Path | None, images: Path | None, judge: Path | None, draw: DrawOptions, compress: CompressOptions
 ) -> Int8Options:
     from trunkline.calibration.samples.sources import open_samples
-    from trunkline.calibration.statistics.cache import default_folder
     from trunkline.exporter.options import Int8Options
 
     if calibrate is None:
@@ -179,8 +178,19 @@ def _int8(
         samples=open_samples(calibrate, images),
         judge=None if judge is None else open_samples(judge),
         draw=draw,
-        compress=replace(compress, statistics=default_folder()),
+        compress=replace(compress, statistics=_statistics()),
     )
+
+
+def _statistics() -> Path | None:
+    """Where statistics are remembered, None for a user without a home directory."""
+    from trunkline.calibration.statistics.cache import default_folder
+
+    try:
+        return default_folder()
+    except OSError as error:
+        say(f"note: an interrupted export will not go on where it stopped, since there is {error}")
+        return None
 
 
 def _show(report: ExportReport) -> None:
