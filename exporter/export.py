@@ -173,7 +173,7 @@ def build(
         raise ExportError(
             "cannot write the bundle",
             where=output,
-            found=error.strerror or str(error),
+            found=error.strerror or f"a file was written in part: {error}",  # numpy's way to say that a disk is full
             fix="check space and permissions",
         ) from error
     sizes = {

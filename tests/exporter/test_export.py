@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,8 +34,9 @@ from trunkline.exporter.options import ExportOptions
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.trunk import Trunk, load_trunk
 from trunkline.runtime import Ensemble, load
-from trunkline.runtime.errors import ExportError, InstructionError, ParityError, TrunkError
-from trunkline.runtime.manifest import Manifest, Stage, read_manifest, verifier_contract
+from trunkline.runtime.errors import CheckpointError, ExportError, InstructionError, ParityError, TrunkError
+from trunkline.runtime.manifest import Manifest, Stage, draft_problems, read_manifest, verifier_contract
+from trunkline.runtime.progress import silent
 
 BAKE = [
     "Put the RED block in the bowl.",
@@ -379,11 +381,135 @@ def test_a_bundle_that_does_not_score_as_pytorch_does_is_not_kept(
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("limit", "baked"),
+    [(3_000, None), (100_000, None), (100_000, BAKE)],
+    ids=["tokenizer", "golden vectors", "baked instructions"],
+)
+def test_a_full_disk_whichever_library_writes(
+    tmp_path: Path, trunk: Trunk, checkpoint: Checkpoint, limit: int, baked: list[str] | None
+) -> None:
+    """Stages are made first; of what is written after them, no file may grow beyond the limit."""
+    sizes = resource.getrlimit(resource.RLIMIT_FSIZE)
+    made = module._trace_stages
+
+    def then_full(*arguments: Any) -> dict[str, Stage]:
+        stages = made(*arguments)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, sizes[1]))
+        return stages
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_trace_stages", then_full)
+        try:
+            with pytest.raises(ExportError, match=r"(?s)cannot write the bundle.*File too large.*space") as caught:
+                build(checkpoint, trunk, tmp_path / "bundle", options=ExportOptions(bake=baked))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, sizes)
+    assert caught.value.where == tmp_path / "bundle"
+    assert left_in(tmp_path) == []
+
+
 @pytest.mark.usefixtures("never_traced")
 def test_an_output_where_nothing_can_be_written(tmp_path: Path, trunk: Trunk, checkpoint: Checkpoint) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match="cannot write the bundle"):
         build(checkpoint, trunk, tmp_path / "file" / "bundle")
+
+
+#: The last part of a file's name, and what a bundle calls the member and its source.
+FILES = [
+    ("run_2026-11-21T10:32:00.pt", "run_2026-11-21T10_32_00", "run_2026-11-21T10_32_00.pt"),
+    ("gru\u0308n.pt", "gr\u00fcn", "gr\u00fcn.pt"),
+    ("a\\b.pt", "a_b", "a_b.pt"),
+    ("a\u200db\n.pt", "a_b_", "a_b_.pt"),
+    ("n\u00f6\u00a0\x1b[31m.pt", "n\u00f6__[31m", "n\u00f6__[31m.pt"),
+    ("x" * 240 + ".pt", "x" * 100, "x" * 100 + ".pt"),
+]
+
+
+@pytest.mark.usefixtures("quick")
+def test_names_of_files_that_a_bundle_may_not_hold(tmp_path: Path, trunk: Trunk, checkpoint: Checkpoint) -> None:
+    """A training checkpoint and the file that it was packed into, of the same member: both export, under one name."""
+    member, folder = checkpoint.members[0], tmp_path / "tr\u00fcb:\n folder"
+    folder.mkdir()
+    shutil.copytree(trunk.name.partition(":")[2], folder / "u\u0308 trunk\u200b")
+    odd = replace(trunk, name=f"local-dir:{folder}/u\u0308 trunk\u200b")
+    for index, (file, name, source) in enumerate(FILES):
+        path = save_training(member, folder / file)
+        merge([path], folder / f"{index}.safetensors", backbone=odd.name)
+        merge([path], folder / f"{index}.pt", backbone=odd.name)
+        for each in (path, folder / f"{index}.safetensors", folder / f"{index}.pt"):
+            read = read_checkpoint(each)
+            assert [(found.name, found.source) for found in read.members] == [(name, source)]
+            draft = module._draft(read, odd, None, silent)
+            assert draft.trunk.name == "local-dir:\u00fc trunk_"
+            assert draft_problems(draft) == []
+    sources = [save_training(each, folder / FILES[index][0]) for index, each in enumerate(checkpoint.members)]
+    merge(sources, folder / "m.pt", backbone=odd.name)
+    report = export(folder / "m.pt", folder / "b:undle")
+    assert report.members == tuple(name for _, name, _ in FILES[:3])
+    with load(folder / "b:undle") as ensemble:
+        assert ensemble.members == report.members
+
+
+@pytest.mark.usefixtures("never_traced")
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("a:b",), "member name 'a:b' holds a backslash or a colon, which other systems read as a path"),
+        (("a/b",), "member name 'a/b' holds a slash"),
+        (("",), "member name '' empty or longer than 200 characters"),
+        (("a\udcff",), r"members[0].name: expected text without half characters, found 'a\udcff'"),
+        (("Best", "bEST"), "member names are not distinct: 'bEST' and 'Best'"),
+        (("gr\u00fcn", "GR\u00dcN"), "member names are not distinct: 'GR\u00dcN' and 'gr\u00fcn'"),
+        (("fine", "\ufb01ne"), "member names are not distinct: '\ufb01ne' and 'fine'"),
+        (tuple(map(str, range(257))), "257 members; there must be 1 to 256"),
+    ],
+    ids=ascii,
+)
+def test_members_that_no_runtime_would_read_are_refused_before_tracing(
+    tmp_path: Path, trunk: Trunk, checkpoint: Checkpoint, names: tuple[str, ...], found: str
+) -> None:
+    """Of checkpoints that are in memory; those that are read are renamed."""
+    members = tuple(replace(checkpoint.members[0], name=name) for name in names)
+    with pytest.raises(ExportError, match="the bundle would hold what no runtime reads") as caught:
+        build(replace(checkpoint, members=members), trunk, tmp_path / "bundle")
+    assert caught.value.found == [found]
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.usefixtures("never_traced")
+def test_texts_that_no_runtime_would_read_are_refused_before_tracing(
+    tmp_path: Path, trunk: Trunk, checkpoint: Checkpoint
+) -> None:
+    member = replace(checkpoint.members[0], source="a\n.pt")
+    odd = replace(checkpoint, members=(member,)), replace(trunk, name="hf-hub:a\x1b")
+    with pytest.raises(ExportError) as caught:
+        build(*odd, tmp_path / "bundle")
+    assert caught.value.found == [
+        "trunk.name holds characters that cannot be shown",
+        "members[0].source holds characters that cannot be shown",
+    ]
+    with pytest.raises(ExportError, match="text without half characters"):
+        build(checkpoint, trunk, tmp_path / "bundle", options=ExportOptions(bake=["go \udc80"]))
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.usefixtures("never_traced")
+def test_paths_that_are_not_utf8(tmp_path: Path, trunk: Trunk, checkpoint: Checkpoint) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(ExportError, match=r"(?s)output's path is not UTF-8.*\\udcff"):
+        build(checkpoint, trunk, odd / "bundle")
+    odd.mkdir()
+    save_training(checkpoint.members[0], odd / "a.pt")
+    with pytest.raises(CheckpointError, match=r"(?s)path is not UTF-8.*\\udcff"):
+        read_checkpoint(odd / "a.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(odd)
+        with pytest.raises(ExportError, match="output's path is not UTF-8"):
+            build(checkpoint, trunk, Path("bundle"))
+    assert left_in(odd) == ["a.pt"]
 
 
 def test_the_manifest_names_members_versions_and_digests(bundle: Path, trunk: Trunk, checkpoint: Checkpoint) -> None:

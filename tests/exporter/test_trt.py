@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,13 +43,18 @@ def test_both_variants_of_a_stage_agree(bundle: Path, single_stages: Path, name:
     assert 0 < check_trt_variant(tmp_path, name, stage, samples) < 5e-3
 
 
-def test_samples_keep_values_in_range(bundle: Path, single_stages: Path, tmp_path: Path) -> None:
+def test_samples_keep_values_in_range(
+    bundle: Path, single_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written on the way lies beside the result, not in a folder for temporary files, which may be small."""
+    monkeypatch.setattr(tempfile, "tempdir", "/none")
     stage = manifest_of(bundle).stages["action"]
     sample = feed(stage)
     sample["history"][0, 2, 1] = 1e6
     contract = contract_of("action", stage)
-    _, report = write_trt_variant(single(single_stages, "action"), contract, tmp_path, [sample])
+    _, report = write_trt_variant(single(single_stages, "action"), contract, tmp_path / "stages", [sample])
     assert report.islands["range"] > 0
+    assert [path.name for path in (tmp_path / "stages").iterdir()] == ["action"]
 
 
 @pytest.mark.parametrize("break_", ["wrong", "infinite"])

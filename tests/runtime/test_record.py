@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.runtime.record import MAX_DEPTH, MAX_LISTED, MAX_TEXT_BYTES, RecordError, build, decode, encode, parse
+from trunkline.runtime.record import (
+    MAX_DEPTH,
+    MAX_LISTED,
+    MAX_TEXT_BYTES,
+    RecordError,
+    as_text,
+    build,
+    decode,
+    differences,
+    encode,
+    parse,
+)
 
 
 @dataclass(frozen=True)
@@ -166,3 +177,16 @@ def test_time_is_linear(text: bytes) -> None:
 def test_nothing_that_is_not_json_is_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         encode(Outer("one", float("nan"), Inner("a"), (), (1, "x"), None, ()))
+
+
+def test_differences_are_those_that_reading_would_find() -> None:
+    assert differences(GOOD) == []
+    assert differences(Inner("a\udcff")) == [r"name: expected text without half characters, found 'a\udcff'"]
+    assert differences(Inner("ü", "3")) == ["size: expected int, found '3'"]  # type: ignore[arg-type]
+    assert differences(replace(GOOD, ratio=float("nan"))) == ["NaN is not a JSON number"]
+    assert differences(Inner("ü" * (MAX_TEXT_BYTES // 2 - 20))) == []  # as long as it is once it is written
+    assert len(differences(Inner("ü" * (MAX_TEXT_BYTES // 2)))) == 1
+
+
+def test_half_characters_are_spelt_out() -> None:
+    assert as_text("grün 漢\udcff\ud800.png") == r"grün 漢\udcff\ud800.png"

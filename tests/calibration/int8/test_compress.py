@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.samples_kit import InMemory, scene
+from trunkline.calibration.int8 import compress as module
 from trunkline.calibration.int8.compress import CompressOptions, compress
-from trunkline.calibration.int8.outcome import Budget, read_calibration
+from trunkline.calibration.int8.outcome import Budget, SampleSummary, read_calibration
 from trunkline.calibration.samples.bundle_needs import BundleNeeds
 from trunkline.calibration.samples.draw import DrawnSamples, DrawOptions, draw_samples
 from trunkline.calibration.samples.sample import WindowForm
 from trunkline.calibration.samples.synthetic import windows
-from trunkline.runtime import load
+from trunkline.runtime import load, record
 from trunkline.runtime.backends import StageFiles, onnxruntime, openvino
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import InputError, ParityError
@@ -49,6 +51,15 @@ def compressed(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(bundle, folder)
     compress(folder, drawn(bundle), options())
     return folder
+
+
+def test_names_of_files_that_are_not_utf8_are_recorded(bundle: Path) -> None:
+    """Pictures of any name can be read; a record that no reader takes would end an export after all its work."""
+    odd = replace(drawn(bundle), name="samples\udcff", unreadable=("0\udcfe.png: damaged",))
+    found = module._summary(odd, ["1\udcfd.png is thin"])
+    assert (found.source, found.warnings) == (r"samples\udcff", (r"1\udcfd.png is thin",))
+    assert found.skipped[0] == r"0\udcfe.png: damaged"
+    assert record.decode(record.encode(found), SampleSummary) == found
 
 
 def digests(folder: Path) -> dict[str, str]:
