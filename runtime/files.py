@@ -22,6 +22,8 @@ from pathlib import Path
 from trunkline.runtime.errors import IntegrityError
 
 MAX_NAME_CHARS = 200
+#: Of a name, in that of its temporary sibling: with all of it and more, file systems would take it no longer.
+_HINT_CHARS = 40
 #: What the kernel answers where a link, a file or a socket stands in the place of something else.
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 HASH_CHUNK_BYTES = 8 << 20
@@ -193,11 +195,16 @@ def sha256_of(path: Path) -> str:
         os.close(descriptor)
 
 
+def _hidden(path: Path) -> str:
+    """What the name of a temporary sibling begins with."""
+    return f".{path.name[:_HINT_CHARS]}."
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary sibling that becomes ``path`` when the block ends without an error, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_hidden(path), suffix=".partial", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -233,13 +240,13 @@ def becoming(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     output = Path(output).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    folder = Path(tempfile.mkdtemp(prefix=_hidden(output), suffix=".partial", dir=output.parent))
     try:
         yield folder
         folder.chmod(0o755)
         sync_tree(folder)
         if overwrite and output.exists():
-            with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".old", dir=output.parent) as aside:
+            with tempfile.TemporaryDirectory(prefix=_hidden(output), suffix=".old", dir=output.parent) as aside:
                 replaced = output.rename(Path(aside) / output.name)
                 try:
                     folder.rename(output)

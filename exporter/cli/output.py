@@ -50,8 +50,8 @@ def standard_streams() -> Iterator[None]:
 class _Diagnostics:
     """A stream that takes any text, and whose descriptor leads nowhere once a write has failed."""
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream: Any = open(os.devnull) if stream is None else stream  # noqa: SIM115 - to a closed one writing fails
+    def __init__(self, stream: Any) -> None:
+        self._stream = open(os.devnull) if stream is None else stream  # noqa: SIM115 - to a closed one writing fails
         with suppress(AttributeError):
             self._stream.reconfigure(errors="backslashreplace")
 
