@@ -15,9 +15,11 @@ from tests.conftest import made_once
 from tests.samples_kit import noise, scene
 from trunkline.calibration.int8.outcome import read_calibration
 from trunkline.calibration.samples.synthetic import windows
+from trunkline.calibration.statistics import cache
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.cli import app
+from trunkline.exporter.cli.export import _statistics
 from trunkline.runtime import load
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.manifest import ActionsEntry
@@ -26,6 +28,17 @@ from trunkline.runtime.parity import check_parity, golden_calls
 ACTIONS = ActionsEntry(10, 7, -5.0, "transformer")
 #: Random heads: what matters here is the path, not how good the decisions are.
 LOOSE = ("--max-score-change", 0.5, "--min-agreement", 0.2)
+
+
+def test_a_user_without_a_home_directory_is_told_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> Path:
+        raise FileNotFoundError("no home directory")
+
+    monkeypatch.setattr(cache, "cache_directory", missing)
+    assert _statistics() is None
+    assert "no home directory" in capsys.readouterr().err
 
 
 def run(*words: object) -> Any:

@@ -17,6 +17,7 @@ from trunkline.runtime.files import (
     HASH_CHUNK_BYTES,
     Identity,
     ambiguous,
+    becoming,
     name_problem,
     open_inside,
     path_identities,
@@ -152,6 +153,15 @@ def test_replacing_that_fails_keeps_the_old_file(tmp_path: Path, error: BaseExce
         write()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_names_as_long_as_a_file_system_takes(tmp_path: Path) -> None:
+    with replacing(tmp_path / ("a" * 255)) as temporary:
+        temporary.write_bytes(b"new")
+    for overwrite in (False, True):
+        with becoming(tmp_path / ("漢" * 85), overwrite=overwrite) as folder:
+            (folder / "b").write_bytes(b"")
+    assert sorted(os.listdir(tmp_path)) == ["a" * 255, "漢" * 85]
 
 
 def test_sync_tree_reaches_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
