@@ -71,7 +71,7 @@ from trunkline.exporter.options import ExportOptions, Int8Options
 checkpoint, output, data = map(Path, sys.argv[1:4])
 # Random heads rank candidates by differences of 1e-3, so that winners mean nothing here.
 compress = CompressOptions(Budget(max_score_change=0.5, min_agreement=0.0))
-int8 = Int8Options(open_samples(data), draw=DrawOptions(calibrate=16, judge=4), compress=compress)
+int8 = Int8Options(open_samples(data), draw=DrawOptions(calibrate=16, judge=4, prove=4), compress=compress)
 started, steps, last = time.perf_counter(), {}, [None, 0.0]
 def progress(step, done, total):
     now = time.perf_counter()
@@ -176,7 +176,7 @@ def outliers(bundle: Path, data: Path, samples: int) -> dict[str, dict[str, floa
         work = Path(scratch)
         files = tower_with_outliers(bundle, ensemble.bundle.manifest.stages["vision"], work / "float32")
         graph = files.folder / "cpu.onnx"
-        drawn = draw_samples(open_samples(data), BundleNeeds.of(ensemble.bundle), DrawOptions(samples, JUDGED))
+        drawn = draw_samples(open_samples(data), BundleNeeds.of(ensemble.bundle), DrawOptions(samples, JUDGED, 1))
         values = watched_values(graph, CPU)
         with StageInputs(ensemble, drawn.calibrating) as inputs, Watch("vision", graph, values) as watch:
             seen = collect(watch, inputs.of("vision"))

@@ -31,6 +31,7 @@ from trunkline.calibration.samples.pools import WindowPool
 from trunkline.calibration.samples.sample import SensorExcerpt
 from trunkline.runtime.errors import DatasetError, ImageError, InputError
 from trunkline.runtime.image import open_image
+from trunkline.runtime.parity import regret
 from trunkline.runtime.progress import Progress, silent
 from trunkline.runtime.sensor.window import SensorWindow
 
@@ -133,12 +134,23 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two scorers on the same cases: how often both choose the same candidate, and the largest change of a score."""
+    """Two scorers on the same cases.
+
+    Attributes:
+        decisions: how many.
+        same_winner: how often both choose the same candidate, or one that the first scores equally.
+        winner_agreement: the share of those.
+        max_score_change: largest change of a score.
+        mean_regret: mean score that is lost, by the first scorer, with the second's choice.
+        max_regret: the most that is lost in one decision.
+    """
 
     decisions: int
     same_winner: int
     winner_agreement: float
     max_score_change: float
+    mean_regret: float
+    max_regret: float
 
 
 def draw_decisions(
@@ -319,9 +331,10 @@ def agreement(a: Evaluation, b: Evaluation) -> Agreement:
             found=different[:_LISTED],
             fix="draw the cases once and evaluate both on them",
         )
-    same = sum(one.winner == two.winner for one, two in pairs)
+    regrets = [regret(one.scores, two.scores) for one, two in pairs]
+    same = regrets.count(0.0)
     change = max(float(np.abs(one.scores.astype(np.float64) - two.scores).max()) for one, two in pairs)
-    return Agreement(len(pairs), same, same / len(pairs), change)
+    return Agreement(len(pairs), same, same / len(pairs), change, sum(regrets) / len(pairs), max(regrets))
 
 
 def _same(one: DecisionCase, two: DecisionCase) -> bool:

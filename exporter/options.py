@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from trunkline.calibration.defaults import FLOAT16_SCORE_CHANGE
@@ -18,15 +18,17 @@ class Int8Options:
 
     Attributes:
         samples: what calibrates.
-        judge: what the budget is judged on; by default a part of ``samples`` that does not calibrate.
+        judge: what the budget is judged and proved on; by default parts of ``samples`` that do not calibrate.
         draw: how many samples, and what happens with unreadable ones.
         compress: budget, method, back end.
+        tell: told what is thin about the samples, and what they can promise, before anything is traced.
     """
 
     samples: Samples
     judge: Samples | None = None
     draw: DrawOptions = field(default_factory=DrawOptions)
     compress: CompressOptions = field(default_factory=CompressOptions)
+    tell: Callable[[str], None] = lambda message: None
 
 
 @dataclass(frozen=True)

@@ -91,12 +91,28 @@ def compare(expected: Scores, found: Scores, margin: float) -> Comparison:
     )
 
 
-def spearman(one: Scores, two: Scores) -> float:
-    """Rank correlation of two decisions' scores (N,); 1 is the same ranking, also for a single candidate."""
-    ranks = [np.argsort(np.argsort(scores, kind="stable"), kind="stable").astype(float) for scores in (one, two)]
-    if len(one) < 2:
+def spearman(reference: Scores, found: Scores) -> float:
+    """Rank correlation of two decisions' scores (N,); 1 is the same ranking, also for a single candidate.
+
+    Equal scores share the mean of their ranks. A reference whose scores are all equal has no ranking to lose: 1. One
+    that has, against scores that are all equal: 0.
+    """
+    expected, ranks = _ranks(reference), _ranks(found)
+    if np.ptp(expected) == 0:
         return 1.0
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    return float(np.corrcoef(expected, ranks)[0, 1]) if np.ptp(ranks) else 0.0
+
+
+def _ranks(scores: Scores) -> NDArray[np.float64]:
+    """Ranks from 1; equal scores have the mean of theirs."""
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[places]
+
+
+def regret(reference: Scores, found: Scores) -> float:
+    """What ``reference`` scores its own winner above that of ``found``, of (N,) each; 0 for the same one or a tie."""
+    return float(reference.max() - reference[found.argmax()])
 
 
 def golden_name(kind: str, index: int) -> str:

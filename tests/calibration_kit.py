@@ -17,6 +17,7 @@ from trunkline.calibration.int8.outcome import (
     Damage,
     LayerOutcome,
     LayerPrecision,
+    Proof,
     SampleSummary,
     ScorePairs,
     SearchStep,
@@ -43,7 +44,9 @@ DECISIONS = 200
 
 
 def damage(change: float, agreement: float = 0.995) -> Damage:
-    return Damage(DECISIONS, change, change / 8, agreement, 0.9987)
+    kept = round(agreement * DECISIONS)
+    regret = 0.0 if kept == DECISIONS else change / 2
+    return Damage(DECISIONS, change, change / 8, kept, regret / 100, regret, 0.9987)
 
 
 def calibration_record(members: int = 3, blocks: int = 6, scores: int = 400) -> CalibrationRecord:
@@ -68,7 +71,13 @@ def calibration_record(members: int = 3, blocks: int = 6, scores: int = 400) -> 
         backend="onnxruntime 1.31.1",
         budget=BUDGET,
         samples=SampleSummary(
-            "tabletop", 256, DECISIONS, ("00" * 8,), ("only 4 instructions: 20 or more are better",), ("cut.png",)
+            "tabletop",
+            256,
+            DECISIONS,
+            DECISIONS,
+            ("00" * 8,),
+            ("only 4 instructions: 20 or more are better",),
+            ("cut.png",),
         ),
         layers=tuple(layers),
         sensitivities=tuple(sensitivities),
@@ -76,6 +85,7 @@ def calibration_record(members: int = 3, blocks: int = 6, scores: int = 400) -> 
         all_int8=damage(0.041, 0.96),
         fused=damage(0.0181),
         members=tuple(damage(0.02 + 0.01 * index, 0.98) for index in range(members)),
+        proof=Proof(damage(0.0193), 0.97, 0.9722, DECISIONS, 0.9817),
         scores=ScorePairs(tuple(exact.tolist()), tuple(found.tolist())),
         cost_int8=310.5,
         cost_float32=884.0,

@@ -101,9 +101,9 @@ def half_bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
 def half_int8_bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     """A bundle of :func:`checkpoint` with int8 in both variants. Never write into it."""
     target = shared / "half_int8"
-    samples = InMemory([scene(index) for index in range(18)], histories=windows(np.random.default_rng(1), 6, ACTIONS))
+    samples = InMemory([scene(index) for index in range(24)], histories=windows(np.random.default_rng(1), 6, ACTIONS))
     compress = CompressOptions(LOOSE_BUDGET)
-    int8 = Int8Options(samples, draw=DrawOptions(calibrate=10, judge=6), compress=compress)
+    int8 = Int8Options(samples, draw=DrawOptions(calibrate=10, judge=6, prove=8), compress=compress)
     options = ExportOptions(int8=int8, half=HalfOptions(0.01, int8=True))
     return made_once(target, lambda: (build(checkpoint, trunk, target, options=options), None)[1])
 

@@ -1,7 +1,8 @@
 """Turns a float32 bundle that is being written into an int8 one that keeps its decisions.
 
 Samples in; statistics of what flows into every linear layer; smoothing and ranges; a search for the fastest mix of int8
-and float within a budget; new stages and a record of all that in the bundle. Nothing here needs PyTorch.
+and float within a budget; a proof on decisions that nothing was chosen by; new stages and a record of all that in the
+bundle. Nothing here needs PyTorch.
 
 Everything is a function of the bundle, the samples and the options, so two runs give the same bytes, and a run that was
 interrupted goes on from the statistics that it had collected.
@@ -29,12 +30,15 @@ from trunkline.calibration.int8.outcome import (
     CalibrationRecord,
     LayerOutcome,
     LayerPrecision,
+    Proof,
     SampleSummary,
     ScorePairs,
 )
+from trunkline.calibration.int8.proof import prove
+from trunkline.calibration.int8.proven_mix import proven_mix
 from trunkline.calibration.int8.recipe import Recipe
 from trunkline.calibration.int8.rules import CPU, PlacementRules
-from trunkline.calibration.int8.search import Assignment, SearchResult, cost_ms, search
+from trunkline.calibration.int8.search import Assignment, Search, SearchResult, Trials, cost_ms
 from trunkline.calibration.int8.stage_inputs import StageInputs
 from trunkline.calibration.int8.stage_plan import Choice, RangeOptions, StagePlan, make_plan, watched_values
 from trunkline.calibration.samples.coverage import coverage
@@ -45,13 +49,11 @@ from trunkline.calibration.statistics.watch import Watch
 from trunkline.runtime import record
 from trunkline.runtime.backends import StageFiles, described
 from trunkline.runtime.ensemble import Ensemble, load
-from trunkline.runtime.errors import InputError, ParityError
+from trunkline.runtime.errors import InputError
 from trunkline.runtime.manifest import CPU_VARIANT, Manifest, Stage, list_files, write_manifest
 from trunkline.runtime.parity import golden_calls
 from trunkline.runtime.progress import Progress, silent
 
-#: The search leaves this share of the budget to other back ends, which round a little differently.
-HEADROOM = 0.1
 #: Scores that are kept for plotting.
 MAX_PAIRS = 600
 #: Below this, a budget is for float32: see docs/design.md.
@@ -65,7 +67,7 @@ class CompressOptions:
     """What the int8 ensemble may do to decisions, and how it is made.
 
     Attributes:
-        budget: what is allowed, on the judging samples.
+        budget: what is allowed; see :class:`Budget`.
         ranges: how activation ranges are chosen.
         rules: which layers may become int8.
         statistics: folder in which collected statistics are remembered; None to remember none.
@@ -118,7 +120,7 @@ def compress(
 
     Raises:
         InputError: the budget cannot be met by any int8 bundle.
-        ParityError: no choice of int8 layers keeps the decisions within the budget.
+        ParityError: no choice of int8 layers keeps the decisions within the budget, or none is proved to.
         BackendError: a stage cannot be compiled or run, computes NaN, or would run an int8 layer in float.
     """
     options = options or CompressOptions()
@@ -127,11 +129,16 @@ def compress(
         with load(folder, backend=options.backend, threads=options.threads) as ensemble:
             plans = make_plans(ensemble, samples.calibrating, options, Path(work), progress)
             judge = Judge(ensemble, decisions(ensemble, samples.judging), progress)
-            aim = replace(options.budget, max_score_change=options.budget.max_score_change * (1 - HEADROOM))
-            found = search(plans, judge, aim, options.rules, Path(work) / "trials", progress)
-            _require_met(found, options.budget, samples.name)
+            trials = Trials(plans, judge, Path(work) / "trials")
+            search = Search(plans, trials, options.rules, progress)
+            found, proof = proven_mix(
+                search,
+                options.budget,
+                lambda each: prove(ensemble, trials.replaced(each), samples.proving, options.budget, progress),
+                samples.name,
+            )
             warnings = [each.message for each in (*samples.warnings, *coverage(judge.contexts()).warnings)]
-            result = _record(plans, found, _summary(samples, warnings), options, described(ensemble.backend))
+            result = _record(plans, found, proof, _summary(samples, warnings), options, described(ensemble.backend))
             manifest = ensemble.bundle.manifest
             written = _write(plans, found.assignment, Path(work) / "final")
         # Closed by now, so that nothing maps the files that are replaced.
@@ -194,27 +201,12 @@ def decisions(ensemble: Ensemble, samples: Sequence[CalibrationSample]) -> list[
         return [*inputs.whole(), *golden]
 
 
-def _require_met(found: SearchResult, budget: Budget, where: str) -> None:
-    kinds = [kind for choice in found.assignment.values() for kind in choice.values()]
-    if found.met and "int8" in kinds:
-        return
-    damage = found.all_int8.fused
-    raise ParityError(
-        "no choice of int8 layers keeps the decisions within the budget",
-        where=where,
-        expected=f"scores within {budget.max_score_change:g}, less {HEADROOM:.0%} that is left to other back ends, and "
-        f"the same winner in {budget.min_agreement:.1%} of decisions",
-        found=f"in int8 throughout, a score moves by {damage.max_score_change:.3g} and winners agree in "
-        f"{damage.winner_agreement:.1%} of {damage.decisions}; only without int8 arithmetic does the budget hold",
-        fix="allow more (--max-score-change, --min-agreement), calibrate on more samples, or export float32",
-    )
-
-
 def _summary(samples: DrawnSamples, warnings: Sequence[str]) -> SampleSummary:
     return SampleSummary(
         source=record.as_text(samples.name),
         calibrating=len(samples.calibrating),
         judging=len(samples.judging),
+        proving=len(samples.proving),
         digests=samples.digests,
         warnings=tuple(map(record.as_text, warnings)),
         skipped=tuple(map(record.as_text, (*samples.unreadable, *samples.noise))),
@@ -224,6 +216,7 @@ def _summary(samples: DrawnSamples, warnings: Sequence[str]) -> SampleSummary:
 def _record(
     plans: Mapping[str, StagePlan],
     found: SearchResult,
+    proof: Proof,
     samples: SampleSummary,
     options: CompressOptions,
     backend: str,
@@ -246,6 +239,7 @@ def _record(
         all_int8=found.all_int8.fused,
         fused=found.verdict.fused,
         members=found.verdict.members,
+        proof=proof,
         scores=_pairs(found.verdict),
         cost_int8=cost_ms(plans, found.assignment, options.rules),
         cost_float32=cost_ms(plans, {}, options.rules),

@@ -18,7 +18,7 @@ from trunkline.calibration.int8.outcome import Damage
 from trunkline.runtime import fusion
 from trunkline.runtime.backends import StageFiles
 from trunkline.runtime.ensemble import Ensemble
-from trunkline.runtime.parity import spearman
+from trunkline.runtime.parity import regret, spearman
 from trunkline.runtime.progress import Progress, silent
 
 Floats = NDArray[np.float32]
@@ -158,13 +158,15 @@ def _form(files: StageFiles | None) -> str:
 
 def damage(expected: Sequence[Floats], found: Sequence[Floats]) -> Damage:
     """Compares decisions' scores, (N,) each; N may differ between decisions."""
-    changes = [np.abs(one - two) for one, two in zip(expected, found, strict=True)]
-    same = sum(int(one.argmax()) == int(two.argmax()) for one, two in zip(expected, found, strict=True))
-    correlations = [spearman(one, two) for one, two in zip(expected, found, strict=True)]
+    pairs = list(zip(expected, found, strict=True))
+    changes = [np.abs(one - two) for one, two in pairs]
+    regrets = [regret(one, two) for one, two in pairs]
     return Damage(
-        decisions=len(changes),
+        decisions=len(pairs),
         max_score_change=max(float(change.max()) for change in changes),
         mean_score_change=float(np.mean([change.mean() for change in changes])),
-        winner_agreement=same / len(changes),
-        rank_correlation=float(np.mean(correlations)),
+        winners_kept=regrets.count(0.0),
+        mean_regret=float(np.mean(regrets)),
+        max_regret=max(regrets),
+        rank_correlation=float(np.mean([spearman(one, two) for one, two in pairs])),
     )

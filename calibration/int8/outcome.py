@@ -15,7 +15,7 @@ from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BundleError
 
 FORMAT = "trunkline-calibration"
-SCHEMA = 1
+SCHEMA = 2
 CALIBRATION_NAME = "calibration.json"
 
 #: ``int8``: int8 product. ``stored``: weights kept as int8, product in float32. ``float32``: untouched.
@@ -30,20 +30,34 @@ class Damage:
         decisions: how many.
         max_score_change: largest absolute difference of a score.
         mean_score_change: mean absolute difference.
-        winner_agreement: share of decisions with the same winner, 0 to 1.
+        winners_kept: decisions whose winner still is one, ties of the float32 ensemble included.
+        mean_regret: mean score that is lost, by the float32 ensemble, with the other's winner; 0 where it is kept.
+        max_regret: the most that is lost in one decision. A lost winner that cost nothing was a near tie.
         rank_correlation: mean Spearman correlation of a decision's scores.
     """
 
     decisions: int
     max_score_change: float
     mean_score_change: float
-    winner_agreement: float
+    winners_kept: int
+    mean_regret: float
+    max_regret: float
     rank_correlation: float
+
+    @property
+    def winner_agreement(self) -> float:
+        """Share of decisions that keep their winner, 0 to 1."""
+        return self.winners_kept / self.decisions
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the int8 ensemble may do to decisions."""
+    """What the int8 ensemble may do to decisions.
+
+    Attributes:
+        max_score_change: by how much a score may move.
+        min_agreement: share of all decisions that must keep their winner, and their scores within that.
+    """
 
     max_score_change: float
     min_agreement: float
@@ -53,13 +67,37 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What decisions promise that nothing was chosen by; see the module ``proof``.
+
+    Attributes:
+        damage: done to them.
+        asked: share of all decisions that was to be proved: the budget's, or what so few decisions can prove.
+        winners: at least this share of all decisions keeps its winner, by a one-sided 95 % bound.
+        scores_within: decisions in which no score moved further than the budget allows.
+        scores: at least this share of all decisions is like them, by the same bound.
+    """
+
+    damage: Damage
+    asked: float
+    winners: float
+    scores_within: int
+    scores: float
+
+    @property
+    def met(self) -> bool:
+        return min(self.winners, self.scores) >= self.asked
+
+
+@dataclass(frozen=True)
 class SampleSummary:
     """What was used.
 
     Attributes:
         source: name of the data set or folder, without its path.
         calibrating: samples that gave the ranges.
-        judging: decisions that the budget was judged on; no image is on both sides.
+        judging: decisions that layers were chosen by.
+        proving: decisions that proved the choice. No image is in two of the three.
         digests: of the calibrating samples, 16 hex digits each, so that an evaluation can tell an overlap.
         warnings: what is thin about the set, with numbers.
         skipped: images that could not be read.
@@ -68,6 +106,7 @@ class SampleSummary:
     source: str
     calibrating: int
     judging: int
+    proving: int
     digests: tuple[str, ...]
     warnings: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -136,8 +175,9 @@ class CalibrationRecord:
         method: how activation ranges were chosen.
         backend: name and version of what judged.
         all_int8: damage before any layer fell back.
-        fused: damage of what was shipped.
+        fused: damage of what was shipped, on the decisions that it was chosen by.
         members: the same for each member alone.
+        proof: what it promises of others.
         cost_int8: estimated milliseconds of the linear layers of one new frame as shipped.
         cost_float32: the same in float32.
     """
@@ -154,9 +194,23 @@ class CalibrationRecord:
     all_int8: Damage
     fused: Damage
     members: tuple[Damage, ...]
+    proof: Proof
     scores: ScorePairs
     cost_int8: float
     cost_float32: float
+
+
+def promised(proof: Proof, budget: Budget) -> tuple[str, str]:
+    """What was found on the decisions that proved, and what it promises of others, in words."""
+    done = proof.damage
+    return (
+        f"of {done.decisions} decisions that nothing was chosen by, {done.winners_kept} keep their winner and "
+        f"{proof.scores_within} their scores within {budget.max_score_change:g} (largest change "
+        f"{done.max_score_change:.2g}); other winners cost {done.mean_regret:.2g} of a score on average, "
+        f"{done.max_regret:.2g} at most",
+        f"promised with 95 % confidence: at least {proof.winners:.1%} of all decisions keep their winner, and "
+        f"{proof.scores:.1%} their scores ({proof.asked:.1%} asked for)",
+    )
 
 
 def read_calibration(bundle: Bundle) -> CalibrationRecord | None:

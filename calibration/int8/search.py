@@ -18,7 +18,8 @@ import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from trunkline.calibration.int8.judge import Judge, Verdict
@@ -49,28 +50,6 @@ class SearchResult:
     steps: tuple[SearchStep, ...]
 
 
-def search(
-    plans: Mapping[str, StagePlan],
-    judge: Judge,
-    budget: Budget,
-    rules: PlacementRules,
-    work: Path,
-    progress: Progress = silent,
-) -> SearchResult:
-    """Searches; see the module.
-
-    Args:
-        plans: of every stage that may become int8.
-        judge: takes the decisions.
-        budget: what is allowed.
-        rules: for the costs.
-        work: folder for stages that are tried.
-        progress: counts trials of each phase.
-    """
-    trials = Trials(plans, judge, work)
-    return _Search(plans, trials, budget, rules, progress).run()
-
-
 class Trials:
     """Writes assignments and has them judged."""
 
@@ -80,8 +59,11 @@ class Trials:
 
     def judge(self, assignment: Assignment) -> Verdict:
         """Decisions of an assignment; stages without a choice are the bundle's own."""
-        replaced = {stage: self.files(stage, choice) for stage, choice in assignment.items() if choice}
-        return self._judge.judge(replaced)
+        return self._judge.judge(self.replaced(assignment))
+
+    def replaced(self, assignment: Assignment) -> dict[str, StageFiles]:
+        """The stages of an assignment that are not the bundle's own."""
+        return {stage: self.files(stage, choice) for stage, choice in assignment.items() if choice}
 
     def files(self, stage: str, choice: Choice) -> StageFiles:
         """The stage in this form, written now if it is not on the disk."""
@@ -96,40 +78,53 @@ class Trials:
         return self._written[folder]
 
 
-@dataclass
-class _Search:
-    plans: Mapping[str, StagePlan]
-    trials: Trials
-    budget: Budget
-    rules: PlacementRules
-    progress: Progress
-    steps: list[SearchStep] = field(default_factory=list)
+class Search:
+    """Searches, as the module says; again with another budget, if need be, from what it has learned by then."""
 
-    def run(self) -> SearchResult:
-        lowest: Assignment = {stage: plan.lowest() for stage, plan in self.plans.items()}
-        all_int8 = self.trials.judge(lowest)
-        sensitivities = self._sensitivities(lowest)
-        assignment, verdict = lowest, all_int8
+    def __init__(
+        self, plans: Mapping[str, StagePlan], trials: Trials, rules: PlacementRules, progress: Progress = silent
+    ) -> None:
+        """Prepares a search.
+
+        Args:
+            plans: of every stage that may become int8.
+            trials: has assignments judged.
+            rules: for the costs.
+            progress: counts trials of each phase.
+        """
+        self.plans, self.trials, self.rules, self.progress = plans, trials, rules, progress
+        self._lowest: Assignment = {stage: plan.lowest() for stage, plan in plans.items()}
+
+    def run(self, budget: Budget) -> SearchResult:
+        """The fastest mix that keeps to a budget on the judging decisions, or the cleanest one, which misses it."""
+        self.budget, self.steps = budget, list[SearchStep]()
+        assignment, verdict = self._lowest, self._all_int8
         if not self._met(verdict):
-            order = self._order(sensitivities)
+            order = self._order(self._sensitivities)
             assignment, verdict = self._withdraw(assignment, order, "int8", "stored")
             if self._met(verdict):
-                assignment, verdict = self._bring_back(lowest, assignment, verdict)
+                assignment, verdict = self._bring_back(self._lowest, assignment, verdict)
             else:
                 assignment, verdict = self._withdraw(assignment, order, "stored", "float32")
-        return SearchResult(assignment, verdict, all_int8, self._met(verdict), tuple(sensitivities), tuple(self.steps))
+        found = (assignment, verdict, self._all_int8, self._met(verdict))
+        return SearchResult(*found, tuple(self._sensitivities), tuple(self.steps))
+
+    @cached_property
+    def _all_int8(self) -> Verdict:
+        return self.trials.judge(self._lowest)
 
     def _met(self, verdict: Verdict) -> bool:
         return self.budget.met(verdict.fused)
 
-    def _sensitivities(self, lowest: Assignment) -> list[Sensitivity]:
+    @cached_property
+    def _sensitivities(self) -> list[Sensitivity]:
         """Damage of each stage and each block alone."""
-        places = [(stage, "") for stage in lowest]
-        places += [(stage, block) for stage, choice in lowest.items() for block in _blocks(choice)]
+        places = [(stage, "") for stage in self._lowest]
+        places += [(stage, block) for stage, choice in self._lowest.items() for block in _blocks(choice)]
         found = []
         for index, (stage, block) in enumerate(places):
             self.progress("sensitivity of stages and blocks", index, len(places))
-            choice = {name: kind for name, kind in lowest[stage].items() if not block or block_of(name) == block}
+            choice = {name: kind for name, kind in self._lowest[stage].items() if not block or block_of(name) == block}
             found.append(Sensitivity(stage, block, self.trials.judge({stage: choice}).fused))
         self.progress("sensitivity of stages and blocks", len(places), len(places))
         return found

@@ -11,8 +11,6 @@ from trunkline.calibration.samples.split import MIN_EPISODES, Split
 #: Fewer pictures leave the tails of activations unseen.
 MIN_PICTURES = 64
 MIN_INSTRUCTIONS = 8
-#: 64 decisions without a change still allow that 4.6 % change (95 % confidence); fewer say less.
-MIN_JUDGED = 64
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class SampleWarning:
     """One thing that is thin.
 
     Attributes:
-        kind: which one, for programs: ``few_pictures``, ``few_instructions``, ``few_judged``, ``few_episodes``,
+        kind: which one, for programs: ``few_pictures``, ``few_instructions``, ``few_episodes``, ``few_proving``,
             ``one_colour``, ``noise``, ``narrow``, ``near_duplicates``.
         message: a sentence for people, with the numbers in it.
         value: what was found.
@@ -36,17 +34,11 @@ class SampleWarning:
         return self.message
 
 
-def thin(
-    calibrating: Sequence[CalibrationSample],
-    judging: Sequence[CalibrationSample],
-    noise: Sequence[str],
-    split: Split,
-) -> tuple[SampleWarning, ...]:
+def thin(calibrating: Sequence[CalibrationSample], noise: Sequence[str], split: Split) -> tuple[SampleWarning, ...]:
     """What is thin about drawn samples.
 
     Args:
         calibrating: samples that give ranges; their pictures were looked at.
-        judging: samples that judge.
         noise: pictures that were left out because they show noise.
         split: how they were divided; ``episodes`` is 0 where that does not matter.
     """
@@ -56,7 +48,6 @@ def thin(
     found = [
         _few("few_pictures", len(pictures), MIN_PICTURES, "different pictures calibrate"),
         _few("few_instructions", len(instructions), MIN_INSTRUCTIONS, "different instructions calibrate"),
-        _few("few_judged", len(judging), MIN_JUDGED, "samples judge"),
         _any("one_colour", one_colour, "calibrating pictures show a single colour"),
         _any("noise", len(noise), "pictures show random noise and were left out"),
     ]

@@ -1,4 +1,4 @@
-"""Which samples calibrate and which judge: decided by a seed, without opening a picture.
+"""Which samples calibrate, which judge and which prove: decided by a seed, without opening a picture.
 
 Samples are put into groups that stay together: all samples of an episode, or, where episodes are not known or hardly
 any, all samples that show the same picture. Frames of one episode look alike, so that judging on frames beside the
@@ -28,14 +28,12 @@ class Split:
     """Indices of samples, in the order in which they are to be used.
 
     Attributes:
-        calibrating: of one side.
-        judging: of the other; no group is on both.
+        sides: of each side; no group is on two of them.
         kind: what a group is.
         episodes: how many episodes there are, 0 where nobody knows.
     """
 
-    calibrating: tuple[int, ...]
-    judging: tuple[int, ...]
+    sides: tuple[tuple[int, ...], ...]
     kind: Kind
     episodes: int
 
@@ -47,34 +45,24 @@ class _Row:
     episode: int | str | None
 
 
-def split_samples(samples: Samples, calibrate: int, judge: int, seed: int) -> Split:
-    """Divides samples in the ratio of what is wanted of each side; with two groups or more, neither side is empty.
+def split_samples(samples: Samples, wanted: Sequence[int], seed: int) -> Split:
+    """Divides samples in the ratio of what each side wants; with as many groups as sides, no side is empty.
 
     Args:
         samples: what to divide.
-        calibrate: samples wanted for ranges, at least 1.
-        judge: samples wanted for judging, at least 1.
+        wanted: samples for each side, at least 1.
         seed: the same one gives the same split.
     """
     groups, kind, episodes = _groups(samples)
     generator = random.Random(seed)
     generator.shuffle(groups)
-    sides: tuple[list[list[_Row]], list[list[_Row]]] = ([], [])
-    sizes = [0, 0]
+    sides: list[list[list[_Row]]] = [[] for _ in wanted]
+    sizes = [0 for _ in wanted]
     for group in groups:
-        side = 0 if sizes[0] * judge <= sizes[1] * calibrate else 1
+        side = min(range(len(wanted)), key=lambda each: sizes[each] / wanted[each])
         sides[side].append(group)
         sizes[side] += len(group)
-    first, second = (_spread(side, generator) for side in sides)
-    return Split(first, second, kind, episodes)
-
-
-def spread_samples(samples: Samples, seed: int) -> tuple[int, ...]:
-    """All indices, in the order in which one side would use them."""
-    groups, _, _ = _groups(samples)
-    generator = random.Random(seed)
-    generator.shuffle(groups)
-    return _spread(groups, generator)
+    return Split(tuple(_spread(side, generator) for side in sides), kind, episodes)
 
 
 def _groups(samples: Samples) -> tuple[list[list[_Row]], Kind, int]:

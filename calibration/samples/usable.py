@@ -123,27 +123,27 @@ def refuse_noise(side: Usable) -> None:
         )
 
 
-def require_variety(calibrating: Usable, judging: Usable) -> None:
-    """Raises unless there are samples on both sides, and something to see in them.
+def require_variety(sides: Sequence[Usable]) -> None:
+    """Raises unless there are samples to calibrate, to judge and to prove, and something to see in them.
 
     Raises:
         DatasetError: a side is empty, or all pictures are identical, or all of one colour each.
     """
-    facts = [sample.picture.facts for sample in (*calibrating.samples, *judging.samples)]
-    same = len({each.digest for each in facts}) < 2 and (len(facts) > 1 or judging.shared)
+    facts = [sample.picture.facts for side in sides for sample in side.samples]
+    shared = sum(len(side.shared) for side in sides)
+    same = len({each.digest for each in facts}) < 2 and len(facts) + shared > 1
     if same or (facts and all(each.constant for each in facts)):
         raise DatasetError(
             "all pictures are identical" if same else "every picture shows a single colour",
-            where=calibrating.name,
+            where=sides[0].name,
             expected="what the robot sees while it works",
-            found=f"{len(facts) + len(judging.shared)} pictures "
-            + ("with the same pixels" if same else "without contrast"),
+            found=f"{len(facts) + shared} pictures " + ("with the same pixels" if same else "without contrast"),
             fix="check the camera and how its frames were written: it may be frozen or covered",
         )
-    for side, verb in ((calibrating, "calibrate"), (judging, "judge")):
+    for side, verb in zip(sides, ("calibrate", "judge", "prove"), strict=True):
         if not side.samples:
             left_out = [*side.unreadable.values(), *side.noise.values()]
-            left_out += [f"{sample_id}: its picture calibrates" for sample_id in side.shared]
+            left_out += [f"{sample_id}: its picture has another use" for sample_id in side.shared]
             raise DatasetError(
                 f"no samples are left to {verb}", where=side.name, found=_listed(left_out), fix="add other samples"
             )

@@ -108,7 +108,8 @@ def command(
     for name, each in same.items():
         show(
             f"same winner as {titles[name]} in {each.same_winner} of {each.decisions} decisions "
-            f"({each.winner_agreement:.1%}), largest score change {each.max_score_change:.2g}"
+            f"({each.winner_agreement:.1%}), largest score change {each.max_score_change:.2g}; other winners cost "
+            f"{each.mean_regret:.2g} of a score on average, {each.max_regret:.2g} at most"
         )
     for image in ours.unreadable:
         say(f"unreadable: {image}")

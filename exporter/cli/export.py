@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
@@ -78,7 +79,10 @@ def command(
     judge: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            "--judge", metavar="DATA", help="Judge on this; by default a held-out part.", rich_help_panel=_INT8
+            "--judge",
+            metavar="DATA",
+            help="Judge and prove on this; by default on held-out parts.",
+            rich_help_panel=_INT8,
         ),
     ] = None,
     method: Annotated[
@@ -90,14 +94,27 @@ def command(
     ] = INT8_SCORE_CHANGE,
     min_agreement: Annotated[
         float,
-        typer.Option("--min-agreement", help="Least share of decisions with the same winner.", rich_help_panel=_INT8),
+        typer.Option(
+            "--min-agreement",
+            help="Share of all decisions that must keep winner and scores; proved, 95 % sure.",
+            rich_help_panel=_INT8,
+        ),
     ] = INT8_AGREEMENT,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Samples that calibrate.", rich_help_panel=_INT8)
     ] = CALIBRATING_SAMPLES,
     judged: Annotated[
-        int, typer.Option("--judged", min=1, help="Decisions that judge.", rich_help_panel=_INT8)
+        int, typer.Option("--judged", min=1, help="Decisions that layers are chosen by.", rich_help_panel=_INT8)
     ] = JUDGING_SAMPLES,
+    proved: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--proved",
+            min=1,
+            help="Decisions that prove the choice; by default as many as --min-agreement needs, 522 for 0.97.",
+            rich_help_panel=_INT8,
+        ),
+    ] = None,
     backend: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -114,7 +131,8 @@ def command(
     An interrupted export leaves nothing behind; calibration goes on where it stopped.
 
     With **--precision int8** the linear layers become int8 where the decisions stay within the budget, judged on
-    samples that did not calibrate. If no choice of layers keeps to it, nothing is written and the exit code is 3.
+    samples that did not calibrate and proved on others that nothing was chosen by. If no choice of layers keeps to it,
+    or too few samples prove it, nothing is written and the exit code is 3.
 
     **Examples**
 
@@ -127,19 +145,21 @@ def command(
     with exporter_libraries("export"):
         from trunkline.calibration.int8.compress import CompressOptions
         from trunkline.calibration.int8.outcome import Budget
+        from trunkline.calibration.int8.proof import decisions_needed
         from trunkline.calibration.int8.ranges import Method
         from trunkline.calibration.int8.stage_plan import RangeOptions
         from trunkline.calibration.samples.draw import DrawOptions
         from trunkline.exporter.export import export
         from trunkline.exporter.options import ExportOptions, HalfOptions
-    int8 = None
+    note, int8 = _noting_once(), None
     if precision == "int8":
         compress = CompressOptions(
             Budget(max_score_change, min_agreement),
             RangeOptions(None if method == "best" else Method(method)),
             backend=backend,
         )
-        int8 = _int8(calibrate, images, judge, DrawOptions(samples, judged, skip_unreadable=skip_unreadable), compress)
+        draw = DrawOptions(samples, judged, proved or decisions_needed(min_agreement), skip_unreadable=skip_unreadable)
+        int8 = _int8(calibrate, images, judge, draw, compress, note)
     elif calibrate or images or judge:
         raise InputError("samples are given, but nothing is calibrated", fix="pass --precision int8 as well")
     instructions = None if bake is None else read_instructions(bake)
@@ -150,10 +170,10 @@ def command(
             checkpoint, output, backbone=backbone, trunk_weights=trunk_weights, options=options, progress=progress
         )
         page = _write_report(output, progress) if report else None
+    for warning in exported.calibration.samples.warnings if exported.calibration else ():
+        note(warning)
     for finding in exported.findings:
         say(f"{finding.severity}: {finding.problem} (`trunkline doctor` explains)")
-    for warning in exported.calibration.samples.warnings if exported.calibration else ():
-        say(f"note: {warning}")
     if json:
         print_json(exported)
         return
@@ -162,8 +182,25 @@ def command(
         show(f"report: {page}")
 
 
+def _noting_once() -> Callable[[str], None]:
+    """Says each note once: some are known before the long work, and all are in what it returns."""
+    said: set[str] = set()
+
+    def note(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            say(f"note: {message}")
+
+    return note
+
+
 def _int8(
-    calibrate: Path | None, images: Path | None, judge: Path | None, draw: DrawOptions, compress: CompressOptions
+    calibrate: Path | None,
+    images: Path | None,
+    judge: Path | None,
+    draw: DrawOptions,
+    compress: CompressOptions,
+    note: Callable[[str], None],
 ) -> Int8Options:
     from trunkline.calibration.samples.sources import open_samples
     from trunkline.exporter.options import Int8Options
@@ -179,6 +216,7 @@ def _int8(
         judge=None if judge is None else open_samples(judge),
         draw=draw,
         compress=replace(compress, statistics=_statistics()),
+        tell=note,
     )
 
 
@@ -207,14 +245,12 @@ def _show(report: ExportReport) -> None:
 
 
 def _show_calibration(calibration: CalibrationRecord) -> None:
+    from trunkline.calibration.int8.outcome import promised
+
     kinds = [layer.precision for layer in calibration.layers if layer.inputs is not None]
-    fused, budget = calibration.fused, calibration.budget
-    show(
-        f"{kinds.count('int8')} of {len(kinds)} linear layers in int8; on {fused.decisions} decisions judged "
-        f"with {calibration.backend}, the largest score change is {fused.max_score_change:.2g} (allowed "
-        f"{budget.max_score_change:g}) and {fused.winner_agreement:.1%} of winners are the same (asked for "
-        f"{budget.min_agreement:.1%})"
-    )
+    show(f"{kinds.count('int8')} of {len(kinds)} linear layers in int8, judged with {calibration.backend}")
+    for line in promised(calibration.proof, calibration.budget):
+        show(line)
 
 
 def _write_report(output: Path, progress: Progress) -> Path:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from trunkline.calibration.int8.outcome import CalibrationRecord, Damage, LayerOutcome, SearchStep
+from trunkline.calibration.int8.outcome import CalibrationRecord, Damage, LayerOutcome, SearchStep, promised
 from trunkline.exporter.report.blocks import Block, Paragraph, Plots, Section, Steps, Table
 from trunkline.exporter.report.int8_plots import noise_plots, score_plots, sensitivity_plots, trial_plot
 from trunkline.exporter.report.precision_map import precision_maps, reason
 from trunkline.exporter.report.words import amount, few_digits, percent, share
 from trunkline.runtime.manifest import MemberEntry
 
-DAMAGE = ("#decisions", "#largest score change", "#mean score change", "#same winner", "#rank correlation")
+DAMAGE = (
+    "#decisions",
+    "#largest score change",
+    "#mean score change",
+    "#same winner",
+    "#most regret",
+    "#rank correlation",
+)
 PRECISIONS = ("int8", "stored", "float32")
 
 
@@ -31,7 +38,8 @@ def sample_section(calibration: CalibrationRecord) -> Section:
     rows = [
         ["source", samples.source],
         ["samples that gave the ranges", str(samples.calibrating)],
-        ["decisions that judged", str(samples.judging)],
+        ["decisions that layers were chosen by", str(samples.judging)],
+        ["decisions that proved the choice", str(samples.proving)],
         ["images that could not be read", str(len(samples.skipped))],
     ]
     blocks: list[Block] = [Table("Samples", ("", ""), rows)]
@@ -45,15 +53,22 @@ def sample_section(calibration: CalibrationRecord) -> Section:
 
 def _damage(calibration: CalibrationRecord, members: Sequence[MemberEntry]) -> Section:
     budget = calibration.budget
-    parts = {"everything in int8": calibration.all_int8, "as shipped, fused": calibration.fused}
+    proof = calibration.proof
+    parts = {
+        "everything in int8": calibration.all_int8,
+        "as shipped, fused": calibration.fused,
+        "the same on decisions that proved it": proof.damage,
+    }
     alone = zip((f"{member.name} alone" for member in members), calibration.members, strict=True)
     rows = [[name, *_damaged(each)] for name, each in (*parts.items(), *alone)]
     text = (
         f"Decisions on samples, int8 held against float32, judged with {calibration.backend} when the bundle was made. "
-        f"The budget: the winner stays in at least {percent(budget.min_agreement)} of decisions, and no score moves by "
-        f"more than {budget.max_score_change:g}. It is asked of the fused score."
+        f"The budget: the winner stays in at least {percent(budget.min_agreement)} of decisions, and in as many no "
+        f"score moves by more than {budget.max_score_change:g}. It is asked of the fused score. Regret is what the "
+        "float32 ensemble scores its own winner above the other: little, where the two were nearly equal."
     )
-    blocks: list[Block] = [Paragraph(text), Table("Damage done by int8", ("", *DAMAGE), rows)]
+    promise = Paragraph(" ".join(f"{line[0].upper()}{line[1:]}." for line in promised(proof, budget)))
+    blocks: list[Block] = [Paragraph(text), Table("Damage done by int8", ("", *DAMAGE), rows), promise]
     plots = list(score_plots(calibration))
     if plots:
         blocks.append(Plots(plots))
@@ -72,6 +87,7 @@ def _damaged(damage: Damage) -> list[str]:
         few_digits(damage.max_score_change),
         few_digits(damage.mean_score_change),
         share(damage.winner_agreement, damage.decisions),
+        few_digits(damage.max_regret),
         f"{damage.rank_correlation:.4f}",
     ]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trunkline.calibration.int8.outcome import CalibrationRecord
+from trunkline.calibration.int8.outcome import CalibrationRecord, promised
 from trunkline.exporter.report.content import Verdict
-from trunkline.exporter.report.words import few_digits, percent, share
+from trunkline.exporter.report.words import few_digits
 from trunkline.runtime.errors import ParityError
 from trunkline.runtime.parity import ParityReport, require_parity
 
 
 def judge(parity: ParityReport, backend: str, calibration: CalibrationRecord | None) -> Verdict:
     """The verdict on a bundle; ``passed`` asks for both gates."""
-    met = calibration is None or calibration.budget.met(calibration.fused)
+    met = calibration is None or (calibration.budget.met(calibration.fused) and calibration.proof.met)
     details = (*_parity_details(parity), *_budget_details(calibration))
     return Verdict(parity.passed and met, _sentence(parity.passed, backend, calibration, met), details)
 
@@ -45,9 +45,4 @@ def _budget_details(calibration: CalibrationRecord | None) -> Iterator[str]:
     if calibration is None:
         yield "The bundle holds no calibration record, so there is no part on int8 in this report."
         return
-    fused, budget = calibration.fused, calibration.budget
-    yield (
-        f"Int8, judged with {calibration.backend} when the bundle was made: the winner stayed in "
-        f"{share(fused.winner_agreement, fused.decisions)}, at least {percent(budget.min_agreement)} asked for; "
-        f"largest score change {few_digits(fused.max_score_change)}, at most {budget.max_score_change:g} asked for."
-    )
+    yield from (f"Int8: {line}." for line in promised(calibration.proof, calibration.budget))

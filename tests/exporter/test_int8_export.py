@@ -62,7 +62,7 @@ def save_pictures(folder: Path, pictures: list[np.ndarray]) -> None:
         Image.fromarray(pixels).save(folder / f"{index:03}.png")
 
 
-def folder_of_samples(folder: Path, count: int = 18) -> Path:
+def folder_of_samples(folder: Path, count: int = 36) -> Path:
     """Pictures, instructions and candidates as a user would put them into a folder."""
     save_pictures(folder, [scene(index) for index in range(count)])
     (folder / "instructions.txt").write_text("put the red block in the bowl\nlift the lid\n")
@@ -88,7 +88,7 @@ def test_the_bundle_decides(exported: Path) -> None:
         assert check_parity(loaded).passed
         record = read_calibration(loaded.bundle)
     assert record is not None
-    assert (record.samples.calibrating, record.samples.judging) == (12, 6)
+    assert (record.samples.calibrating, record.samples.judging, record.samples.proving) == (12, 6, 18)
     assert record.method == "best"
     assert {layer.precision for layer in record.layers} <= {"int8", "stored", "float32"}
 
@@ -98,7 +98,7 @@ def test_golden_frames_are_samples_that_did_not_calibrate(exported: Path) -> Non
         record = read_calibration(loaded.bundle)
         frames = [np.asarray(call.image) for call in golden_calls(loaded)]
     assert frames[0].shape == scene(0).shape
-    scenes = [scene(index) for index in range(20)]
+    scenes = [scene(index) for index in range(36)]
     assert all(any(np.array_equal(frame, each) for each in scenes) for frame in frames)
     assert record is not None
 

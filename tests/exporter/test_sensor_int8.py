@@ -42,7 +42,7 @@ class Felt:
         self._channels, self._gaps = channels, gaps
 
     def __len__(self) -> int:
-        return 18
+        return 24
 
     def __getitem__(self, index: int) -> CalibrationSample:
         random = np.random.default_rng(index)
@@ -53,7 +53,9 @@ class Felt:
 
 
 def int8_options(samples: Felt) -> Int8Options:
-    return Int8Options(samples, draw=DrawOptions(calibrate=10, judge=6), compress=CompressOptions(budget=BUDGET))
+    return Int8Options(
+        samples, draw=DrawOptions(calibrate=10, judge=6, prove=8), compress=CompressOptions(budget=BUDGET)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_windows_that_slide_give_what_whole_ones_give(ensemble: Ensemble) -> Non
 
 def test_golden_frames_are_samples_with_their_windows(ensemble: Ensemble) -> None:
     golden = ensemble.bundle.tensors(ensemble.bundle.manifest.parity.golden)
-    felt = [Felt()[index].sensor for index in range(18)]
+    felt = [Felt()[index].sensor for index in range(24)]
     known = [each.open().samples for each in felt if each is not None]
     stored = [np.asarray(golden[name]) for name in golden if name.startswith("sensor_")]
     assert stored
@@ -121,7 +123,7 @@ def test_the_half_variant_is_there_and_acceptable(ensemble: Ensemble) -> None:
 
 def test_samples_of_another_stream(trunk: Trunk, checkpoint: Checkpoint, tmp_path: Path) -> None:
     int8 = Int8Options(
-        Felt(channels=5), draw=DrawOptions(calibrate=10, judge=6), compress=CompressOptions(budget=BUDGET)
+        Felt(channels=5), draw=DrawOptions(calibrate=10, judge=6, prove=8), compress=CompressOptions(budget=BUDGET)
     )
     with pytest.raises(DatasetError, match="5 numbers per sample instead of 6"):
         build(checkpoint, trunk, tmp_path / "bundle", options=ExportOptions(int8=int8))

@@ -28,9 +28,9 @@ BUDGET = Budget(max_score_change=0.5, min_agreement=0.2)
 def int8_bundle(shared: Path, trunk: Trunk, checkpoint: Checkpoint) -> Path:
     """The ensemble of ``bundle`` in int8. Never write into it."""
     histories = windows(np.random.default_rng(1), 40, ACTIONS)
-    samples = InMemory([scene(index) for index in range(18)], histories=histories)
+    samples = InMemory([scene(index) for index in range(24)], histories=histories)
     quick = CompressOptions(BUDGET, RangeOptions(Method("minmax"), smoothing=False))
-    int8 = Int8Options(samples, draw=DrawOptions(calibrate=10, judge=6), compress=quick)
+    int8 = Int8Options(samples, draw=DrawOptions(calibrate=10, judge=6, prove=8), compress=quick)
     target = shared / "planned_int8"
     return made_once(target, lambda: (build(checkpoint, trunk, target, options=ExportOptions(int8=int8)), None)[1])
 

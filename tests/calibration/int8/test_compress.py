@@ -27,7 +27,7 @@ from trunkline.runtime.parity import check_parity
 LOOSE = Budget(max_score_change=0.3, min_agreement=0.5)
 
 
-def drawn(bundle: Path, histories: bool = True, count: int = 24) -> DrawnSamples:
+def drawn(bundle: Path, histories: bool = True, count: int = 36) -> DrawnSamples:
     opened = Bundle(bundle)
     actions = opened.manifest.actions
     form = WindowForm(actions.history_length, actions.action_dim, actions.padding_value) if histories else None
@@ -38,7 +38,7 @@ def drawn(bundle: Path, histories: bool = True, count: int = 24) -> DrawnSamples
         windows=form,
         histories=candidates,
     )
-    return draw_samples(samples, BundleNeeds.of(opened), DrawOptions(calibrate=16, judge=8))
+    return draw_samples(samples, BundleNeeds.of(opened), DrawOptions(calibrate=16, judge=8, prove=12))
 
 
 def options(**changes) -> CompressOptions:
@@ -98,8 +98,9 @@ def test_every_int8_layer_of_the_record_has_a_kernel(compressed: Path, backend) 
 def test_the_record_says_what_was_done(compressed: Path) -> None:
     record = read_calibration(Bundle(compressed))
     assert record is not None
-    assert (record.samples.calibrating, record.samples.judging, len(record.samples.digests)) == (16, 8, 16)
-    assert any("24" in warning or "16" in warning for warning in record.samples.warnings)  # few pictures
+    samples = record.samples
+    assert (samples.calibrating, samples.judging, samples.proving, len(samples.digests)) == (16, 8, 12, 16)
+    assert any("16" in warning for warning in record.samples.warnings)  # few pictures
     assert record.fused.decisions > 8  # the golden vectors judge too
     assert {each.stage for each in record.sensitivities if not each.block} == {"vision", "text", "context", "action"}
     assert {each.block for each in record.sensitivities} > {"features.trunk.blocks.0", "member.0", "member.2"}

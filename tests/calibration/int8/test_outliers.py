@@ -20,7 +20,7 @@ from trunkline.calibration.int8.linears import block_of
 from trunkline.calibration.int8.outcome import Budget, Damage
 from trunkline.calibration.int8.ranges import Method
 from trunkline.calibration.int8.rules import CPU
-from trunkline.calibration.int8.search import Assignment, Trials, cost_ms, search
+from trunkline.calibration.int8.search import Assignment, Search, Trials, cost_ms
 from trunkline.calibration.int8.stage_inputs import StageInputs
 from trunkline.calibration.int8.stage_plan import RangeOptions, StagePlan
 from trunkline.calibration.samples.bundle_needs import BundleNeeds
@@ -73,7 +73,7 @@ class Bench:
 
 def bench(bundle: Path, data: Path, work: Path) -> Iterator[Bench]:
     with load(bundle, backend="onnxruntime") as ensemble:
-        options = DrawOptions(calibrate=64, judge=64)
+        options = DrawOptions(calibrate=64, judge=64, prove=16)
         samples = draw_samples(open_samples(data), BundleNeeds.of(ensemble.bundle), options)
         with StageInputs(ensemble, samples.judging) as inputs:
             judged = inputs.whole()
@@ -109,7 +109,7 @@ def test_the_search_beats_random_choices_of_equal_cost(
     for on in bench(made(shared, SOMEWHERE), data, work):
         plans = on.plans(NAIVE)
         assert not BUDGET.met(on.damage(plans))
-        found = search(plans, on.judge, BUDGET, CPU, work / "search")
+        found = Search(plans, Trials(plans, on.judge, work / "search"), CPU).run(BUDGET)
         assert found.met
         moved = {
             block_of(name)

@@ -33,54 +33,69 @@ def kinds(drawn: DrawnSamples) -> dict[str, float]:
     return {warning.kind: warning.value for warning in drawn.warnings}
 
 
-def test_both_sides_are_drawn_without_a_shared_picture() -> None:
-    drawn = draw_samples(InMemory(SCENES), NEEDS, DrawOptions(calibrate=12, judge=8))
-    assert (len(drawn.calibrating), len(drawn.judging)) == (12, 8)
-    assert not set(short_digests(drawn.calibrating)) & set(short_digests(drawn.judging))
+def counts(drawn: DrawnSamples) -> tuple[int, int, int]:
+    return len(drawn.calibrating), len(drawn.judging), len(drawn.proving)
+
+
+def test_three_sides_are_drawn_without_a_shared_picture() -> None:
+    drawn = draw_samples(InMemory(SCENES), NEEDS, DrawOptions(calibrate=12, judge=8, prove=15))
+    assert counts(drawn) == (12, 8, 15)
+    sides = [set(short_digests(side)) for side in (drawn.calibrating, drawn.judging, drawn.proving)]
+    assert len(set.union(*sides)) == 35
     assert (drawn.name, drawn.kept_together) == ("memory", "picture")
     assert (drawn.unreadable, drawn.noise, drawn.shared) == ((), (), ())
 
 
 def test_the_same_arguments_draw_the_same_samples() -> None:
-    draws = [draw_samples(InMemory(SCENES), NEEDS, DrawOptions(8, 8, seed)) for seed in (1, 1, 2)]
+    draws = [draw_samples(InMemory(SCENES), NEEDS, DrawOptions(8, 8, 8, seed)) for seed in (1, 1, 2)]
     assert ids(draws[0].calibrating) == ids(draws[1].calibrating) != ids(draws[2].calibrating)
     assert ids(draws[0].judging) == ids(draws[1].judging)
+    assert ids(draws[0].proving) == ids(draws[1].proving) != ids(draws[2].proving)
+
+
+@pytest.mark.parametrize(
+    ("there", "given"), [(920, (12, 8, 900)), (919, (12, 8, 899)), (40, (12, 8, 20)), (30, (9, 6, 15)), (3, (1, 1, 1))]
+)
+def test_too_few_samples_leave_half_and_more_to_prove(there: int, given: tuple[int, int, int]) -> None:
+    pictures = [scene(index, 16, 24) for index in range(there)]
+    assert counts(draw_samples(InMemory(pictures), NEEDS, DrawOptions(12, 8, 900))) == given
 
 
 def test_only_pictures_that_are_used_are_opened_and_once() -> None:
     source = InMemory(SCENES)
-    drawn = draw_samples(source, NEEDS, DrawOptions(calibrate=6, judge=4))
-    assert len(source.opened) == 10
+    drawn = draw_samples(source, NEEDS, DrawOptions(calibrate=6, judge=4, prove=5))
+    assert len(source.opened) == 15
     assert len(drawn.digests) == 6
     assert drawn.calibrating[0].digest
-    assert len(source.opened) == 10, "a digest was worked out twice"
+    assert len(source.opened) == 15, "a digest was worked out twice"
 
 
 def test_progress_counts_samples() -> None:
     seen: list[tuple[str, int, int]] = []
-    draw_samples(InMemory(SCENES), NEEDS, DrawOptions(6, 4), progress=lambda *each: seen.append(each))
-    assert seen == [("reading samples", index, 10) for index in range(1, 11)]
+    draw_samples(InMemory(SCENES), NEEDS, DrawOptions(6, 4, 5), progress=lambda *each: seen.append(each))
+    assert seen == [("reading samples", index, 15) for index in range(1, 16)]
 
 
 def test_equal_pictures_under_other_names_do_not_judge() -> None:
     twice = SCENES[:10] + SCENES[:10]
     drawn = draw_samples(InMemory(twice), NEEDS, DrawOptions(calibrate=128, judge=128))
-    assert len(drawn.calibrating) == 10
-    assert len(drawn.judging) + len(drawn.shared) == 10
+    assert sum(counts(drawn)) + len(drawn.shared) == 20
     assert drawn.shared
-    assert overlap(drawn.digests, drawn.judging).used == ()
+    assert overlap(drawn.digests, (*drawn.judging, *drawn.proving)).used == ()
+    assert overlap(short_digests(drawn.judging), drawn.proving).used == ()
 
 
 def test_episodes_are_kept_together() -> None:
     source = InMemory(SCENES, episodes=[index // 4 for index in range(40)])
     drawn = draw_samples(source, NEEDS, DrawOptions(calibrate=20, judge=20))
     assert drawn.kept_together == "episode"
-    assert not {each.episode for each in drawn.calibrating} & {each.episode for each in drawn.judging}
+    sides = [{each.episode for each in side} for side in (drawn.calibrating, drawn.judging, drawn.proving)]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 10
 
 
 def test_a_dataset_is_drawn_from_end_to_end(tmp_path: Path) -> None:
     drawn = draw_samples(open_samples(save_scenes(tmp_path, content(samples=48)), pool=5), NEEDS)
-    assert len(drawn.calibrating) + len(drawn.judging) == 48
+    assert sum(counts(drawn)) == 48
     assert drawn.name == "dataset.json"
     for sample in drawn.judging:
         assert sample.histories is not None
@@ -89,22 +104,23 @@ def test_a_dataset_is_drawn_from_end_to_end(tmp_path: Path) -> None:
 
 def test_another_source_judges() -> None:
     here, there = InMemory(SCENES[:20], name="here"), InMemory(SCENES[15:], name="there")
-    drawn = draw_samples(here, NEEDS, DrawOptions(calibrate=20, judge=20), judge=there)
-    assert len(drawn.calibrating) == 20
-    assert len(drawn.judging) == 20
+    drawn = draw_samples(here, NEEDS, DrawOptions(calibrate=20, judge=10), judge=there)
+    assert counts(drawn) == (20, 8, 12)
     assert sorted(drawn.shared) == [f"#{index}" for index in range(5)]
-    assert all(sample.picture.name.startswith("there") for sample in drawn.judging)
+    assert all(sample.picture.name.startswith("there") for sample in (*drawn.judging, *drawn.proving))
 
 
 def test_sources_may_use_the_same_names() -> None:
     here = InMemory([*SCENES[:10], None])
     there = InMemory([*SCENES[20:31]])
     drawn = draw_samples(here, NEEDS, DrawOptions(20, 20, skip_unreadable=True), judge=there)
-    assert len(drawn.judging) == 11
+    assert len(drawn.judging) + len(drawn.proving) == 11
 
 
 def test_judging_on_what_calibrates_is_refused() -> None:
-    with pytest.raises(DatasetError, match=r"(?s)no samples are left to judge.*where: there.*its picture calibrates"):
+    with pytest.raises(
+        DatasetError, match=r"(?s)no samples are left to judge.*where: there.*its picture has another use"
+    ):
         draw_samples(InMemory(SCENES, name="here"), NEEDS, judge=InMemory(SCENES[:5], name="there"))
 
 
@@ -113,8 +129,8 @@ def test_nothing_is_refused() -> None:
         draw_samples(InMemory([]), NEEDS)
     with pytest.raises(DatasetError, match=r"(?s)no samples.*where: there"):
         draw_samples(InMemory(SCENES), NEEDS, judge=InMemory([], name="there"))
-    with pytest.raises(InputError, match=r"(?s)at least 1 of each.*0 to calibrate, 5 to judge"):
-        draw_samples(InMemory(SCENES), NEEDS, DrawOptions(0, 5))
+    with pytest.raises(InputError, match=r"(?s)at least 1 of each.*0 to calibrate, 5 to judge, 7 to prove"):
+        draw_samples(InMemory(SCENES), NEEDS, DrawOptions(0, 5, 7))
 
 
 def test_one_picture_is_refused() -> None:
@@ -143,7 +159,7 @@ def test_single_colours_are_refused() -> None:
 
 def test_noise_is_refused() -> None:
     with pytest.raises(DatasetError, match=r"(?s)random noise.*20 of 20 pictures.*memory \d+: correlation.*recorded"):
-        draw_samples(InMemory([noise(index) for index in range(40)]), NEEDS, DrawOptions(20, 20))
+        draw_samples(InMemory([noise(index) for index in range(40)]), NEEDS, DrawOptions(20, 10, 10))
 
 
 def test_noise_among_judging_samples_is_refused() -> None:
@@ -154,7 +170,7 @@ def test_noise_among_judging_samples_is_refused() -> None:
 def test_a_broken_frame_is_left_out_and_told() -> None:
     pictures = [*SCENES, noise(1)]
     drawn = draw_samples(InMemory(pictures), NEEDS)
-    assert len(drawn.calibrating) + len(drawn.judging) == 40
+    assert sum(counts(drawn)) == 40
     assert len(drawn.noise) == 1
     assert drawn.noise[0].startswith("memory 40: correlation of neighbouring pixels")
     assert kinds(drawn)["noise"] == 1
@@ -173,22 +189,22 @@ def test_unreadable_pictures_stop_the_draw_and_are_all_named() -> None:
 
 def test_unreadable_pictures_are_replaced_if_so_chosen() -> None:
     pictures = [None if index % 4 == 0 else each for index, each in enumerate(SCENES)]
-    drawn = draw_samples(InMemory(pictures), NEEDS, DrawOptions(12, 12, skip_unreadable=True))
-    assert (len(drawn.calibrating), len(drawn.judging)) == (12, 12)
+    drawn = draw_samples(InMemory(pictures), NEEDS, DrawOptions(10, 6, 4, skip_unreadable=True))
+    assert counts(drawn) == (10, 6, 4)
     assert drawn.unreadable
     assert all("broken data stream" in line for line in drawn.unreadable)
 
 
 def test_nothing_readable_is_refused_all_the_same() -> None:
     with pytest.raises(DatasetError, match=r"(?s)no samples are left to calibrate.*broken data stream.*and \d+ more"):
-        draw_samples(InMemory([None] * 50), NEEDS, DrawOptions(skip_unreadable=True))
+        draw_samples(InMemory([None] * 100), NEEDS, DrawOptions(skip_unreadable=True))
 
 
 def test_spoilt_sets_end_soon() -> None:
     source = InMemory([None] * 3000)
     with pytest.raises(DatasetError, match="no samples are left"):
-        draw_samples(source, NEEDS, DrawOptions(8, 8, skip_unreadable=True))
-    assert len(source.opened) <= 512
+        draw_samples(source, NEEDS, DrawOptions(8, 8, 8, skip_unreadable=True))
+    assert len(source.opened) <= 768
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
@@ -273,15 +289,15 @@ def test_instructions_of_a_baked_bundle() -> None:
 
 def test_warnings_carry_numbers() -> None:
     drawn = draw_samples(InMemory(SCENES), NEEDS)
-    assert kinds(drawn) == {"few_pictures": 20, "few_instructions": 1, "few_judged": 20}
-    assert str(drawn.warnings[0]) == "only 20 different pictures calibrate; 64 or more are advised"
+    assert kinds(drawn) == {"few_pictures": 10, "few_instructions": 1}
+    assert str(drawn.warnings[0]) == "only 10 different pictures calibrate; 64 or more are advised"
     assert drawn.warnings[0].limit == 64
 
 
 def test_a_broad_set_gets_no_warnings() -> None:
     pictures = [scene(index, 16, 24) for index in range(160)]
     words = [f"lift lid {index}" for index in range(10)]
-    assert draw_samples(InMemory(pictures, instructions=words), NEEDS, DrawOptions(80, 80)).warnings == ()
+    assert draw_samples(InMemory(pictures, instructions=words), NEEDS, DrawOptions(70, 40, 50)).warnings == ()
 
 
 def test_few_episodes_are_told() -> None:
