@@ -7,6 +7,7 @@ repeating it. ``trunkline report`` draws it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -208,9 +209,14 @@ def promised(proof: Proof, budget: Budget) -> tuple[str, str]:
         f"{proof.scores_within} their scores within {budget.max_score_change:g} (largest change "
         f"{done.max_score_change:.2g}); other winners cost {done.mean_regret:.2g} of a score on average, "
         f"{done.max_regret:.2g} at most",
-        f"promised with 95 % confidence: at least {proof.winners:.1%} of all decisions keep their winner, and "
-        f"{proof.scores:.1%} their scores ({proof.asked:.1%} asked for)",
+        f"promised with 95 % confidence: at least {at_least(proof.winners)} of all decisions keep their winner, and "
+        f"{at_least(proof.scores)} their scores ({proof.asked:.1%} asked for)",
     )
+
+
+def at_least(share: float) -> str:
+    """A lower bound for people; rounded down, as only that is true."""
+    return f"{math.floor(share * 1000) / 1000:.1%}"
 
 
 def read_calibration(bundle: Bundle) -> CalibrationRecord | None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from trunkline.calibration.int8.judge import Judge, damage
-from trunkline.calibration.int8.outcome import Budget, Proof
+from trunkline.calibration.int8.outcome import Budget, Proof, at_least
 from trunkline.calibration.int8.stage_inputs import StageInputs
 from trunkline.calibration.samples.sample import CalibrationSample
 from trunkline.calibration.samples.sample_warnings import SampleWarning
@@ -80,8 +80,8 @@ def few_proving(share: float, total: int) -> SampleWarning | None:
         outcome = f"they prove that {share:.1%} of all decisions are kept only if at most {allowed} of them fail"
     else:
         outcome = (
-            f"they can promise only that {provable(share, total):.1%} of all decisions are kept, where {share:.1%} was "
-            f"asked for; {least} would be the least for that"
+            f"they can promise only that {at_least(provable(share, total))} of all decisions are kept, where {share:.1%} "
+            f"was asked for; {least} would be the least for that"
         )
     return SampleWarning("few_proving", f"only {total} samples prove: {outcome}; {wanted} are advised", total, wanted)
 

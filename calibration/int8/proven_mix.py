@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from trunkline.calibration.int8.outcome import Budget, Proof
+from trunkline.calibration.int8.outcome import Budget, Proof, at_least
 from trunkline.calibration.int8.proof import CONFIDENCE, MAX_PROOFS
 from trunkline.calibration.int8.search import Assignment, Search, SearchResult
 from trunkline.runtime.errors import ParityError
@@ -39,7 +39,7 @@ def proven_mix(
     """
     proofs: list[Proof] = []
     tried: Assignment | None = None
-    for aim in _aims(budget, proofs):
+    for aim in aims(budget, proofs):
         found = search.run(aim)
         if not _met(found):
             break
@@ -54,7 +54,7 @@ def proven_mix(
     raise _unproven(proofs, budget, where) if proofs else _missed(found, budget, where)
 
 
-def _aims(budget: Budget, proofs: Sequence[Proof]) -> Iterator[Budget]:
+def aims(budget: Budget, proofs: Sequence[Proof]) -> Iterator[Budget]:
     """The budget less what is left to other back ends; then, of what the last proof missed, ever smaller parts."""
     aim = replace(budget, max_score_change=budget.max_score_change * (1 - HEADROOM))
     yield aim
@@ -81,8 +81,8 @@ def _unproven(proofs: Sequence[Proof], budget: Budget, where: str) -> ParityErro
         expected=f"{asked} with the same winner, and {asked} with scores within {budget.max_score_change:g}, "
         f"{CONFIDENCE:.0%} sure",
         found=f"of {best.damage.decisions} decisions that nothing was chosen by, {best.damage.winners_kept} kept their "
-        f"winner and {best.scores_within} their scores, which proves {best.winners:.1%} and {best.scores:.1%}; the "
-        f"winners that were lost cost {best.damage.max_regret:.2g} at most",
+        f"winner and {best.scores_within} their scores, which proves {at_least(best.winners)} and "
+        f"{at_least(best.scores)}; the winners that were lost cost {best.damage.max_regret:.2g} at most",
         fix=f"allow more (--min-agreement {max(0.0, _rounded_down(min(best.winners, best.scores)))}, "
         "--max-score-change), give more samples, or export float32",
     )
