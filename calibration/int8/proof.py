@@ -80,8 +80,8 @@ def few_proving(share: float, total: int) -> SampleWarning | None:
         outcome = f"they prove that {share:.1%} of all decisions are kept only if at most {allowed} of them fail"
     else:
         outcome = (
-            f"they can promise only that {at_least(provable(share, total))} of all decisions are kept, where {share:.1%} "
-            f"was asked for; {least} would be the least for that"
+            f"they can promise only that {at_least(provable(share, total))} of all decisions are kept, where "
+            f"{share:.1%} was asked for; {least} would be the least for that"
         )
     return SampleWarning("few_proving", f"only {total} samples prove: {outcome}; {wanted} are advised", total, wanted)
 
