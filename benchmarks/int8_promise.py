@@ -14,7 +14,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +46,11 @@ BLOCKS = tuple(range(9))
 
 @dataclass(frozen=True)
 class Mix:
-    """A mix of layers: how many are int8, what chose it, what it does to fresh decisions, and how long it took."""
+    """A mix of layers: how many are int8, what proved it, and what it does to fresh decisions."""
 
     layers: int
     seen: Proof | None
     fresh: Proof
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,16 @@ def one(ensemble: Ensemble, work: Path, seed: int) -> Row:
     def proved(mix: Assignment) -> Proof:
         return prove(ensemble, trials.replaced(mix), drawn.proving, options.budget)
 
-    def mixed(mix: Assignment, seen: Proof | None, seconds: float) -> Mix:
+    def mixed(mix: Assignment, seen: Proof | None) -> Mix:
         found = prove(ensemble, trials.replaced(mix), fresh, options.budget)
-        return Mix(sum(list(each.values()).count("int8") for each in mix.values()), seen, found, seconds)
+        return Mix(sum(list(each.values()).count("int8") for each in mix.values()), seen, found)
 
-    started = time.perf_counter()
     search = Search(plans, trials, CPU)
     first = search.run(next(aims(options.budget, [])))
-    chosen = mixed(first.assignment, None, time.perf_counter() - started)
-    started = time.perf_counter()
+    chosen = mixed(first.assignment, None)
     try:
         found, proof = proven_mix(search, options.budget, proved, "")
-        proven = mixed(found.assignment, proof, time.perf_counter() - started)
+        proven = mixed(found.assignment, proof)
     except ParityError as error:
         log(f"seed {seed}: {error.problem}; {error.found}")
         proven = None
@@ -155,16 +151,13 @@ def table(title: str, found: list[Row]) -> str:
         f"{title}: {found[0].layers} layers. Of {len(found)} exports chosen by the judging decisions alone, {missed} "
         f"keep fewer than {asked:.0%} of the fresh winners; {averages([row.chosen for row in found])}. With the proof "
         f"{len(made)} are made, and {sum(bool(broken(mix)) for mix in made)} of them break a promise "
-        f"({1 - CONFIDENCE:.0%} may); {averages(made)} more."
+        f"({1 - CONFIDENCE:.0%} may); {averages(made)}."
     )
     return "\n".join([summary, "", table_line(head), table_line(["---"] * len(head)), *(line(row) for row in found)])
 
 
 def averages(mixes: Sequence[Mix]) -> str:
-    if not mixes:
-        return "none"
-    layers, seconds = (statistics.mean(getattr(mix, name) for mix in mixes) for name in ("layers", "seconds"))
-    return f"{layers:.1f} of the layers are int8, in {seconds:.0f} s"
+    return f"{statistics.mean(mix.layers for mix in mixes):.1f} of the layers are int8" if mixes else "none"
 
 
 def main() -> None:

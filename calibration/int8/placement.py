@@ -104,7 +104,8 @@ def _shared_zero(model: ir.Model, shape: tuple[int, ...]) -> ir.Value:
 def _store(model: ir.Model, value: ir.Value) -> None:
     uses = [(use.node, use.idx) for use in value.uses()]
     content, name = array(value), str(value.name)
-    first = min((node for node, _ in uses), key=model.graph.index)
+    readers = {node for node, _ in uses}
+    first = next(node for node in model.graph if node in readers)
     scales = _scales_along(content, _summed_axis(uses[0][0], uses[0][1], content.ndim))
     set_array(model, value, np.clip(np.rint(content / scales), -INT8_MAX, INT8_MAX).astype(np.int8))
     if all(node.op_type == "Gather" and place == 0 and _axis(node) == 0 for node, place in uses):

@@ -46,7 +46,9 @@ def run(*words: object) -> Any:
 
 
 def export(ensemble: Path, output: Path, *words: object) -> Any:
-    return run("export", ensemble, "-o", output, "--precision", "int8", "--samples", 12, "--judged", 6, *words)
+    return run(
+        "export", ensemble, "-o", output, "--precision", "int8", "--samples", 12, "--judged", 6, "--proved", 18, *words
+    )
 
 
 @pytest.fixture(scope="module")
