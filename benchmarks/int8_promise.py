@@ -23,13 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.full_scale import log, machine, write_into
 from tests.kit import random_checkpoint
 from tests.outliers import DEMO, demo_bundle, demo_data, demo_trunk
-from trunkline.calibration.int8.compress import CompressOptions, decisions, make_plans
+from trunkline.calibration.int8.compress import CompressOptions, make_plans
 from trunkline.calibration.int8.judge import Judge
 from trunkline.calibration.int8.outcome import Proof
 from trunkline.calibration.int8.proof import CONFIDENCE, prove
 from trunkline.calibration.int8.proven_mix import aims, proven_mix
 from trunkline.calibration.int8.rules import CPU
 from trunkline.calibration.int8.search import Assignment, Search, Trials
+from trunkline.calibration.int8.stage_inputs import StageInputs
 from trunkline.calibration.samples.bundle_needs import BundleNeeds
 from trunkline.calibration.samples.draw import DrawOptions, draw_samples
 from trunkline.calibration.samples.sources import open_samples
@@ -79,7 +80,8 @@ def one(ensemble: Ensemble, work: Path, seed: int) -> Row:
     opened = open_samples(work / "fresh/dataset.json")
     fresh = [opened[index] for index in range(FRESH)]
     plans = make_plans(ensemble, drawn.calibrating, options, work / "plans")
-    trials = Trials(plans, Judge(ensemble, decisions(ensemble, drawn.judging)), work / "trials")
+    with StageInputs(ensemble, drawn.judging) as inputs:  # the golden vectors of a float32 bundle are made up: left out
+        trials = Trials(plans, Judge(ensemble, inputs.whole()), work / "trials")
 
     def proved(mix: Assignment) -> Proof:
         return prove(ensemble, trials.replaced(mix), drawn.proving, options.budget)
