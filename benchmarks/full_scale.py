@@ -37,9 +37,10 @@ from tests.tokenizers_kit import save_bpe
 from trunkline.calibration.samples.synthetic import frame, windows
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
+from trunkline.exporter.cut import TextFeatures, captured, unit_rows
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.reference import fuse
-from trunkline.exporter.trunk import TextFeatures, captured, load_trunk, unit_rows
+from trunkline.exporter.trunk import load_trunk
 from trunkline.runtime import load
 from trunkline.runtime.backends.threads import physical_cores
 from trunkline.targets.latency import REPHRASINGS

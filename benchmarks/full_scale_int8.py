@@ -45,7 +45,7 @@ from trunkline.calibration.samples.draw import DrawOptions, draw_samples
 from trunkline.calibration.samples.sources import open_samples
 from trunkline.calibration.statistics.collect import collect
 from trunkline.calibration.statistics.watch import Watch
-from trunkline.exporter.trunk import captured, unit_rows
+from trunkline.exporter.cut import captured, unit_rows
 from trunkline.runtime import load
 from trunkline.runtime.backends import StageFiles
 from trunkline.runtime.backends.threads import physical_cores

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from trunkline.exporter.checkpoint.members import Checkpoint, shared_settings
+from trunkline.exporter.cut import TextFeatures, VisionFeatures
 from trunkline.exporter.reference import ReferenceMember, build_member, fuse
-from trunkline.exporter.trunk import TextFeatures, Trunk, VisionFeatures
+from trunkline.exporter.trunk import Trunk
 
 
 class PyTorchEnsemble:

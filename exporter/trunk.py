@@ -1,17 +1,10 @@
-"""The frozen encoder: loaded by open_clip's own loader, and the two features that heads read from it.
-
-What heads were trained on is not what the towers return (docs/design.md, "The cut"):
-
-- patches: output of the *last vision block's attention*, a class token dropped, L2-normalised;
-- tokens: output of the text transformer, through the final norm and the projection, L2-normalised.
-
-Both are captured with hooks while the tower runs as its authors wrote it, so every timm model with
-``blocks[-1].attn`` works. In a traced graph whatever comes after the cut is dead code and disappears.
-"""
+"""The frozen encoder: loaded by open_clip's own loader, after a look at what it is and at the file of its weights."""
 
 from __future__ import annotations
 
 import logging
+import pickle  # noqa: TID251 - only its exception is caught; nothing is unpickled here
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +12,20 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.timm_model import TimmModel
-from torch import Tensor, nn
+from safetensors import SafetensorError
 
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.checkpoint.read import FROZEN_CASTS, digest_tensors
+from trunkline.exporter.cut import MODEL_ERRORS, cut_by_name, examine, text_owner
 from trunkline.exporter.preprocessing import image_spec, text_assets
+from trunkline.exporter.trunk_weights import require_readable
 from trunkline.runtime.errors import TrunkError
 from trunkline.runtime.image import ImageSpec
 from trunkline.runtime.progress import Progress, silent
 from trunkline.runtime.text import TextSpec
 
 #: What open_clip raises for a wrong name, a missing or broken file, weights that do not fit, or no network.
-LOADER_ERRORS = (RuntimeError, ValueError, OSError, KeyError, TypeError, AssertionError, AttributeError, ImportError)
+LOADER_ERRORS = (*MODEL_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -95,6 +89,8 @@ def load_trunk(name: str, weights: Path | None = None) -> Trunk:
         raise TrunkError("--trunk-weights is for built-in model names only", where=name, fix="leave it out")
     if weights is not None and not Path(weights).is_file():
         raise TrunkError("cannot read the trunk's weights", where=weights, found="no such file", fix="check the path")
+    _quietly(name, lambda: cut_by_name(name))
+    _quietly(name, lambda: require_readable(name, weights))
     pretrained = None if weights is None else str(weights)
     model = _quietly(name, lambda: open_clip.create_model(name, pretrained, require_pretrained=True))
     tokenizer = _quietly(name, lambda: open_clip.get_tokenizer(name))
@@ -123,108 +119,18 @@ def describe(name: str, model: Any, tokenizer: Any) -> Trunk:
     """A :class:`Trunk` around a model that is already built.
 
     Raises:
-        TrunkError: the model is of a kind that cannot be cut.
+        TrunkError: the model is of a kind that cannot be cut, or does not fit its tokenizer.
     """
-    _refuse_uncuttable(name, model)
     model = model.float().eval().requires_grad_(False)
+    cut = examine(name, model)
     text, tokenizer_json = text_assets(tokenizer, text_owner(model).token_embedding.weight.shape[0])
     image = image_spec(model)
-    with torch.no_grad():
-        patches = VisionFeatures(model)(torch.zeros(1, 3, image.height, image.width))
-        tokens = TextFeatures(model)(torch.zeros(1, text.context_length, dtype=torch.long))
-    if patches.shape[-1] != tokens.shape[-1]:
+    if text.context_length != cut.context_length:
         raise TrunkError(
-            "the two towers have different widths, so text cannot be compared with patches",
+            "the trunk's tokenizer gives texts of another length than its text tower takes",
             where=name,
-            found=f"patches of width {patches.shape[-1]}, text tokens of width {tokens.shape[-1]}",
-            fix="use a trunk whose text projection has the vision width",
+            expected=f"{cut.context_length} ids",
+            found=f"{text.context_length} ids",
+            fix="correct context_length in the model's open_clip_config.json",
         )
-    return Trunk(
-        name, model, tokenizer, patches.shape[-1], patches.shape[1], tokens.shape[1], image, text, tokenizer_json
-    )
-
-
-def text_owner(model: Any) -> Any:
-    """The module that holds the text transformer: ``model.text``, or in plain CLIP the model itself."""
-    return getattr(model, "text", model)
-
-
-def _refuse_uncuttable(name: str, model: Any) -> None:
-    visual, owner = getattr(model, "visual", None), text_owner(model)
-    problems = []
-    if not isinstance(visual, TimmModel):
-        problems.append(f"vision tower is {type(visual).__name__}, not a timm model")
-    elif not hasattr(next(reversed(getattr(visual.trunk, "blocks", [None])), None), "attn"):
-        problems.append(f"vision tower {type(visual.trunk).__name__} has no attention in a last block")
-    if not all(hasattr(owner, part) for part in ("token_embedding", "transformer", "ln_final", "text_projection")):
-        parts = "token_embedding, transformer, ln_final and text_projection"
-        problems.append(f"text tower {type(owner).__name__} has no {parts}")
-    if getattr(owner, "cls_emb", None) is not None:
-        problems.append("text tower appends a class token")
-    if problems:
-        raise TrunkError(
-            "the trunk cannot be cut where the heads read it",
-            where=name,
-            expected="an open_clip model with a timm vision transformer and open_clip's text transformer",
-            found=problems,
-            fix="use a SigLIP or SigLIP2 model, such as the published ViT-L-16-SigLIP2-384",
-        )
-
-
-def captured(module: nn.Module, run: Callable[[], object]) -> Tensor:
-    """What ``module`` returns while ``run`` runs."""
-    outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        run()
-    finally:
-        handle.remove()
-    return outputs[-1]
-
-
-class VisionFeatures(nn.Module):
-    """Normalised images (B, 3, height, width) -> patches (B, P, D) float32, unit rows."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.trunk: Any = model.visual.trunk
-        height, width = model.visual.image_size
-        kernel = self.trunk.patch_embed.proj.kernel_size
-        self.patches = (height // kernel[0]) * (width // kernel[1])
-
-    def forward(self, images: Tensor) -> Tensor:
-        attended = captured(self.trunk.blocks[-1].attn, lambda: self.trunk.forward_features(images))
-        tokens = attended.shape[1]
-        if tokens == self.patches + 1:
-            attended = attended[:, 1:]  # class token
-        elif tokens != self.patches:
-            raise TrunkError(
-                "the vision tower has more than one extra token",
-                expected=f"{self.patches} patches, or one more for a class token",
-                found=f"{tokens} tokens",
-                fix="towers with register tokens are not supported; the published system cannot read them either",
-            )
-        return unit_rows(attended.float())
-
-
-class TextFeatures(nn.Module):
-    """Token ids (I, L) int64 -> tokens (I, L, D) float32, unit rows."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model: Any = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        owner = text_owner(self.model)
-        hidden = owner.ln_final(captured(owner.transformer, lambda: self.model.encode_text(ids)))
-        projection = owner.text_projection
-        if isinstance(projection, nn.Linear):
-            hidden = projection(hidden)
-        elif projection is not None:
-            hidden = hidden @ projection
-        return unit_rows(hidden.float())
-
-
-def unit_rows(features: Tensor) -> Tensor:
-    """Rows of length one, without epsilon."""
-    return features / features.norm(dim=-1, keepdim=True)
+    return Trunk(name, model, tokenizer, cut.width, cut.patches, cut.context_length, image, text, tokenizer_json)

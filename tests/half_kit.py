@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from trunkline.exporter.trunk import captured
+from trunkline.exporter.cut import captured
 
 Array = NDArray[Any]
 Kernels = Literal["fused", "stepwise"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trunkline.exporter.trunk import TextFeatures, Trunk, VisionFeatures
+from trunkline.exporter.cut import TextFeatures, VisionFeatures
+from trunkline.exporter.trunk import Trunk
 
 
 class VisionStage(nn.Module):

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from tests.kit import SMALL, SMALL_MLP, random_member
 from tests.trunks import PATCHES, VISION_WIDTH
 from trunkline.exporter.checkpoint.members import Checkpoint, HeadShape
+from trunkline.exporter.cut import unit_rows
 from trunkline.exporter.export import build
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.reference import ReferenceMember, build_member, fuse
@@ -24,7 +25,7 @@ from trunkline.exporter.stages.action import ActionStage
 from trunkline.exporter.stages.context import ContextStage
 from trunkline.exporter.stages.towers import TextStage, VisionStage
 from trunkline.exporter.stages.trace import Contract, trace
-from trunkline.exporter.trunk import Trunk, load_trunk, unit_rows
+from trunkline.exporter.trunk import Trunk, load_trunk
 from trunkline.runtime import fusion, record
 from trunkline.runtime.errors import ExportError
 from trunkline.runtime.manifest import Stage, TensorSpec
