@@ -125,7 +125,7 @@ def _patch_size(model: Any) -> tuple[int, int]:
     if reasons := [*_block_reasons(visual.trunk), *_embedding_reasons(visual.trunk)]:
         raise _CannotCutError(*reasons)
     seen, attended = _run_vision(visual)
-    if reasons := [*_pixel_reasons(visual, seen), *_attention_reasons(visual, attended)]:
+    if reasons := _pixel_reasons(visual, seen) or _attention_reasons(visual, attended):
         raise _CannotCutError(*reasons)
     return patch_count(visual), attended.shape[2]
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from trunkline.exporter.checkpoint.tensors import refuse_unusable
 from trunkline.exporter.checkpoint.torch_file import is_state_dict, load
-from trunkline.exporter.checkpoint.weight_file import damage, is_lfs_pointer, lfs_fix
+from trunkline.exporter.checkpoint.weight_file import damage, explained, is_lfs_pointer, lfs_fix
 from trunkline.runtime.errors import CheckpointError, TrunkError
 from trunkline.runtime.record import shortened
 
@@ -69,8 +69,8 @@ def _require_tensors(path: Path) -> None:
             raise TrunkError(_PROBLEM, where=path, expected="tensors by name", found=_described(tensors), fix=_CONVERT)
         refuse_unusable({name: tensor for name, tensor in tensors.items() if name.endswith(_PARAMETERS)}, path)
         refuse_unusable(tensors, path, buffers=True)
-    except (SafetensorError, OSError) as error:
-        raise TrunkError(_PROBLEM, where=path, found=str(error), fix="copy or download the file again") from error
+    except SafetensorError as error:
+        raise TrunkError(_PROBLEM, where=path, **explained(path, error)) from error
     except CheckpointError as error:
         raise TrunkError(_PROBLEM, where=path, expected=error.expected, found=error.found, fix=error.fix) from error
 

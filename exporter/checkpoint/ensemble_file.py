@@ -17,6 +17,7 @@ from trunkline.exporter.checkpoint.members import Checkpoint, Member, Settings, 
 from trunkline.exporter.checkpoint.names import unique_names
 from trunkline.exporter.checkpoint.sensor_file import sensor_form
 from trunkline.exporter.checkpoint.shapes import read_shape
+from trunkline.exporter.checkpoint.weight_file import explained
 from trunkline.runtime import record
 from trunkline.runtime.errors import CheckpointError
 
@@ -79,9 +80,7 @@ def read_ensemble_file(path: Path) -> Checkpoint:
             members = [_member(path, header, index, file) for index in range(len(header.members))]
             _refuse_strays(path, header, list(file.keys()))
     except SafetensorError as error:
-        raise CheckpointError(
-            "cannot read a safetensors file", where=path, found=str(error), fix="copy or write the file again"
-        ) from error
+        raise CheckpointError("cannot read a safetensors file", where=path, **explained(path, error)) from error
     return Checkpoint(
         form="trunkline ensemble file",
         members=unique_names(members),

@@ -23,6 +23,7 @@ from trunkline.exporter.checkpoint.members import SENSOR_ENCODER, Checkpoint, Se
 from trunkline.exporter.checkpoint.sensor_shapes import encoder_problems, encoder_shape, value_problems
 from trunkline.exporter.checkpoint.tensors import COUNTER, refuse_unusable, refuse_wrapped
 from trunkline.exporter.checkpoint.torch_file import is_state_dict, load
+from trunkline.exporter.checkpoint.weight_file import explained
 from trunkline.runtime import record
 from trunkline.runtime.errors import CheckpointError
 from trunkline.runtime.sensor.form import SensorForm
@@ -125,9 +126,7 @@ def open_file(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(
-            "cannot read a safetensors file", where=path, found=str(error), fix="copy or write the file again"
-        ) from error
+        raise CheckpointError("cannot read a safetensors file", where=path, **explained(path, error)) from error
 
 
 def read_sensor_encoder(path: Path) -> StateDict:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from trunkline.exporter.checkpoint.weight_file import damage
 from trunkline.runtime.errors import CheckpointError
 from trunkline.runtime.record import shortened, shown
 
@@ -68,6 +69,8 @@ def load(path: Path) -> Mapping[str, Any]:
 
 def _explained(path: Path, error: BaseException) -> dict[str, Any]:
     """What was found and how to mend it, without the library's advice and colours."""
+    if damaged := damage(path):
+        return {"found": damaged.found, "fix": damaged.fix}
     if needed := _needed(path, str(error)):
         numpy = any(name.startswith("numpy") for name in needed)
         plain = "save float(x) in place of a number of numpy's, such as a loss, and torch.from_numpy(x) of an array; "

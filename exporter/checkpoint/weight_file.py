@@ -63,6 +63,12 @@ def damage(path: Path) -> Damage | None:
     return Damage("bytes that are neither an archive nor a pickle, the kinds that PyTorch writes", _AGAIN)
 
 
+def explained(path: Path, error: Exception) -> dict[str, str]:
+    """``found`` and ``fix`` for a file that a library did not read: its damage, or what the library said."""
+    damaged = damage(path) or Damage(str(error) or type(error).__name__, _AGAIN)
+    return {"found": damaged.found, "fix": damaged.fix}
+
+
 def lfs_fix(path: Path) -> str:
     """How to get the file for which a pointer stands."""
     return f"install git-lfs and run `git lfs pull` in {path.parent}"
