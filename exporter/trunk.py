@@ -18,7 +18,7 @@ from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.checkpoint.read import FROZEN_CASTS, digest_tensors
 from trunkline.exporter.cut import MODEL_ERRORS, cut_by_name, examine, text_owner
 from trunkline.exporter.preprocessing import image_spec, text_assets
-from trunkline.exporter.trunk_weights import require_readable
+from trunkline.exporter.trunk_weights import refuse_pointers, require_readable
 from trunkline.runtime.errors import TrunkError
 from trunkline.runtime.image import ImageSpec
 from trunkline.runtime.progress import Progress, silent
@@ -89,6 +89,7 @@ def load_trunk(name: str, weights: Path | None = None) -> Trunk:
         raise TrunkError("--trunk-weights is for built-in model names only", where=name, fix="leave it out")
     if weights is not None and not Path(weights).is_file():
         raise TrunkError("cannot read the trunk's weights", where=weights, found="no such file", fix="check the path")
+    _quietly(name, lambda: refuse_pointers(name))
     _quietly(name, lambda: cut_by_name(name))
     _quietly(name, lambda: require_readable(name, weights))
     pretrained = None if weights is None else str(weights)

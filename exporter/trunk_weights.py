@@ -32,22 +32,27 @@ def require_readable(name: str, weights: Path | None) -> None:
         weights: of a built-in model.
 
     Raises:
-        TrunkError: the file, or another one of a local folder, is not what it should be.
+        TrunkError: the file is not what it should be.
     """
     path = weights
     if name.startswith(LOCAL_DIR_PREFIX):
-        folder = Path(name.removeprefix(LOCAL_DIR_PREFIX))
-        found = _find_checkpoint_in_dir(folder)
+        found = _find_checkpoint_in_dir(Path(name.removeprefix(LOCAL_DIR_PREFIX)))
         path = Path(found) if found else None
-        _refuse_pointers(folder)
     elif name.startswith(HF_HUB_PREFIX):
         path = Path(download_pretrained_from_hf(name.removeprefix(HF_HUB_PREFIX)))
     if path is not None:
         _require_tensors(Path(path))
 
 
-def _refuse_pointers(folder: Path) -> None:
-    """The tokenizer and the configuration are needed too; weights beside those that are loaded are not."""
+def refuse_pointers(name: str) -> None:
+    """Looks for Git LFS pointers among the files of a local trunk, other than weights: some lie there unused.
+
+    Raises:
+        TrunkError: the tokenizer or the configuration is one.
+    """
+    folder = Path(name.removeprefix(LOCAL_DIR_PREFIX))
+    if not name.startswith(LOCAL_DIR_PREFIX) or not folder.is_dir():
+        return
     needed = (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix not in _WEIGHT_SUFFIXES)
     if pointers := [path for path in needed if is_lfs_pointer(path)]:
         raise TrunkError(

@@ -47,7 +47,7 @@ ACCEPTED = {
     "no token but patches": ("vit_base_patch16_siglip_224", 224, 768, 196),
     "of a size that the tower adapts to": ("test_vit", 192, 64, 144),
     "wider than high": ("test_vit", [96, 160], 64, 60),
-    "pixels left over": ("vit_base_patch32_siglip_256", 256, 768, 64),
+    "pixels left over": ("vit_so400m_patch14_siglip_384", 384, 1152, 729),
     "relative positions": ("vit_relpos_medium_patch16_cls_224", 224, 512, 196),
     "rotary positions": ("eva02_tiny_patch14_224", 224, 192, 256),
 }
