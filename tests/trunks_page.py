@@ -34,6 +34,10 @@ A trunk needs (see [the cut](design.md#the-cut)):
 Nothing else is examined here: a trunk's preprocessing and tokenizer are looked at when it is loaded, and every export
 proves its own scores.
 
+Weights are opened before open_clip's loader sees them. A Git LFS pointer, a file that was cut short, a web page in its
+place, objects that are no tensors, and whole numbers where a parameter should be are refused by name. Where a file
+needs full unpickling, convert it to `.safetensors` with software that you trust.
+
 ## {accepted} that can be cut
 
 | name | image, pixels | patches | width | ids of a text |

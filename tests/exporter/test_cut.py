@@ -11,8 +11,12 @@ import pytest
 import timm
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+from tests.kit import random_checkpoint
 from tests.trunks import CONTEXT_LENGTH, model_config
+from trunkline.exporter.checkpoint.write import write_checkpoint
+from trunkline.exporter.cli import app
 from trunkline.exporter.cut import Cut, VisionFeatures, captured, cut_by_name, examine
 from trunkline.exporter.trunk import load_trunk
 from trunkline.runtime.errors import TrunkError
@@ -305,3 +309,32 @@ def test_the_sizes_are_those_of_a_run(trunk: Any) -> None:
     assert (trunk.patches, trunk.width) == (100, 64)
     patches = VisionFeatures(trunk.model)(images)
     torch.testing.assert_close(patches, nn.functional.normalize(attended[:, 1:], dim=-1))
+
+
+def test_a_tokenizer_of_another_length(trunk_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    get_tokenizer = open_clip.get_tokenizer
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: get_tokenizer(name, context_length=8))
+    with pytest.raises(TrunkError, match=r"(?s)another length.*expected: 12 ids.*found: 8 ids.*context_length"):
+        load_trunk(f"local-dir:{trunk_folder}")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:nobody/nothing", "hf-hub:", "local-dir:", "local-dir:/nowhere"])
+def test_names_of_nothing(name: str) -> None:
+    with pytest.raises(TrunkError, match="open_clip cannot build the trunk"):
+        load_trunk(name)
+
+
+def test_a_built_in_name_that_open_clip_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").touch()
+    with pytest.raises(TrunkError, match=r"(?s)cannot build the trunk.*'ViT-Q' not found.*check the spelling"):
+        load_trunk("ViT-Q", tmp_path / "weights.bin")
+
+
+def test_the_command_ends_as_for_any_mistake_of_its_user(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").touch()
+    write_checkpoint(random_checkpoint(1), tmp_path / "m.safetensors")
+    command = ["export", str(tmp_path / "m.safetensors"), "-o", str(tmp_path / "bundle"), "--backbone", "MobileCLIP-B"]
+    result = CliRunner().invoke(app, [*command, "--trunk-weights", str(tmp_path / "weights.bin")])
+    assert result.exit_code == 1
+    assert "HybridEmbed, which is not one convolution" in result.stderr
+    assert not (tmp_path / "bundle").exists()
