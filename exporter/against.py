@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from trunkline.calibration.samples.synthetic import frame, windows
 from trunkline.exporter.golden import probe_sensors
+from trunkline.exporter.own_preprocessing import in_words
 from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.runtime.ensemble import Ensemble
+from trunkline.runtime.image import normalised
 from trunkline.runtime.parity import Comparison, clear_margin, compare
 from trunkline.runtime.progress import Progress, silent
 from trunkline.runtime.sensor.window import SensorWindow
@@ -25,13 +27,27 @@ from trunkline.runtime.sensor.window import SensorWindow
 
 @dataclass(frozen=True)
 class AgainstReport:
-    """``ours``: bundle against PyTorch float32. ``original``: PyTorch with a bfloat16 trunk against the same."""
+    """``ours``: bundle against PyTorch float32. ``original``: PyTorch with a bfloat16 trunk against the same.
+
+    ``preprocessing`` says what differs between the bundle's preprocessing and the trunk's own, if their vision towers
+    would not be given the same numbers.
+    """
 
     ours: Comparison
     original: Comparison
+    preprocessing: str | None
     seed: int
     allowed_score_change: float
     passed: bool
+
+    def problems(self) -> list[str]:
+        """What differs more than the gate allows, in words."""
+        found = [] if self.preprocessing is None else [self.preprocessing]
+        if self.ours.max_score_change > self.allowed_score_change:
+            found.append(f"a score changed by {self.ours.max_score_change:.3g}")
+        if self.ours.winners_changed:
+            found.append(f"{self.ours.winners_changed} of {self.ours.decisions} decisions have another winner")
+        return found
 
 
 def verify_against(
@@ -61,6 +77,7 @@ def verify_against(
     for index, samples in enumerate(sensors):
         size = FRAME_SIZES[index % len(FRAME_SIZES)]
         cases.append((frame(random, *size), windows(random, candidates, reference.settings), samples))
+    preprocessing = _preprocessing(ensemble, reference, [image for image, _, _ in cases])
     ours = [_score(ensemble, image, instructions, histories, samples) for image, histories, samples in cases]
     scored: dict[torch.dtype, list[NDArray[np.float32]]] = {}
     for step, dtype in enumerate((torch.float32, torch.bfloat16)):
@@ -76,8 +93,18 @@ def verify_against(
     exact = np.stack(scored[torch.float32])
     mine = compare(exact, np.stack(ours), margin)
     original = compare(exact, np.stack(scored[torch.bfloat16]), margin)
-    passed = mine.max_score_change <= allowed and mine.winners_changed == 0
-    return AgainstReport(mine, original, seed, allowed, passed)
+    passed = mine.max_score_change <= allowed and mine.winners_changed == 0 and preprocessing is None
+    return AgainstReport(mine, original, preprocessing, seed, allowed, passed)
+
+
+def _preprocessing(ensemble: Ensemble, reference: PyTorchEnsemble, frames: Sequence[NDArray[np.uint8]]) -> str | None:
+    """What differs between the bundle's preprocessing and the trunk's own; None if nothing does on these frames."""
+    mine = ensemble.bundle.manifest.image
+    given = [normalised(ensemble.pixels(image), mine) for image in frames]
+    if all(np.array_equal(one, reference.preprocess(image)) for one, image in zip(given, frames, strict=True)):
+        return None
+    theirs = in_words(reference.trunk.preprocess)
+    return f"preprocessing differs: {mine.in_words()} in the bundle, the trunk's own is {theirs}"
 
 
 def _score(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +101,7 @@ def export(
     *,
     backbone: str | None = None,
     trunk_weights: Path | None = None,
+    preprocess: Mapping[str, Any] | None = None,
     options: ExportOptions | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
@@ -110,12 +112,14 @@ def export(
         output: directory to create.
         backbone: open_clip name of the trunk; by default the name in the checkpoint.
         trunk_weights: weights of a built-in backbone.
+        preprocess: entries of open_clip's ``preprocess_cfg`` that are stated; the trunk's own need not be.
         options: precision, baked instructions and so on; by default a float32 bundle with its text tower.
         progress: told what is done.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or the doctor calls it fatal.
-        TrunkError: the trunk cannot be built, or is not the one the members were trained on.
+        TrunkError: the trunk cannot be built, is not the one the members were trained on, or its preprocessing is not
+            certain.
         DatasetError: samples for int8 cannot be used.
         ExportError: a stage cannot be traced, or the bundle cannot be written.
         ParityError: the bundle does not score as PyTorch does, or int8 does not keep to its budget.
@@ -133,7 +137,7 @@ def export(
             fix="name it with --backbone, e.g. hf-hub:timm/ViT-L-16-SigLIP2-384",
         )
     progress("loading the trunk", 0, 1)
-    trunk = load_trunk(name, trunk_weights)
+    trunk = load_trunk(name, trunk_weights, preprocess)
     progress("loading the trunk", 1, 1)
     return build(read, trunk, output, options=options, progress=progress)
 

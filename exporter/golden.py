@@ -17,7 +17,6 @@ from trunkline.calibration.samples.synthetic import candidates_for, frame, strea
 from trunkline.exporter.checkpoint.members import knows_absence, shared_settings
 from trunkline.exporter.probes import FRAME_SIZES, PROBE_INSTRUCTIONS
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
-from trunkline.runtime.image import to_pixels
 from trunkline.runtime.manifest import ActionsEntry
 from trunkline.runtime.parity import golden_name, pixels_digest
 from trunkline.runtime.progress import Progress, silent
@@ -89,7 +88,8 @@ def write_golden(reference: PyTorchEnsemble, inputs: GoldenInputs, path: Path, p
         scores, member_scores = reference.score(image, inputs.instructions, histories, sensor)
         parts = {
             "frame": _png(image),
-            "pixels": pixels_digest(to_pixels(image, trunk.image)),
+            "pixels": pixels_digest(reference.pixels(image)),
+            "normalised": pixels_digest(reference.preprocess(image).numpy()),
             "ids": ids,
             "histories": histories,
             "scores": scores,

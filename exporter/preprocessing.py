@@ -9,7 +9,6 @@ random) and what exists only as Python code (slow tokenizers, open_clip's ``clip
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -75,6 +74,15 @@ def image_spec(model: Any) -> ImageSpec:
             found=type(settings).__name__,
             fix="create the model with open_clip.create_model or create_model_from_pretrained",
         )
+    return spec_of(settings)
+
+
+def spec_of(settings: dict[str, Any]) -> ImageSpec:
+    """A ``preprocess_cfg`` as data; what it leaves out is open_clip's default.
+
+    Raises:
+        TrunkError: open_clip does not accept it, or the runtime cannot reproduce it.
+    """
     try:
         transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
         spec = _spec_of(PreprocessCfg(**settings), transform)
@@ -116,10 +124,10 @@ def text_assets(tokenizer: Any, vocab_size: int) -> tuple[TextSpec, bytes]:
 def _undescribed(settings: dict[str, Any], expected: list[str], found: object) -> TrunkError:
     return TrunkError(
         "the model's image preprocessing cannot be described",
-        where=f"model.visual.preprocess_cfg, {settings}",
+        where=f"preprocess_cfg, {settings}",
         expected=expected,
         found=found,
-        fix="correct preprocess_cfg in the model's open_clip_config.json",
+        fix="correct preprocess_cfg in the model's open_clip_config.json, or what --preprocess states",
     )
 
 
@@ -130,8 +138,8 @@ def _image_rules(spec: ImageSpec) -> list[tuple[str, bool]]:
         ("size is positive whole numbers of pixels", whole),
         (f"size is at most {MAX_PIXELS} pixels", not whole or sides[0] * sides[1] <= MAX_PIXELS),
         ("fill_color is a whole number from 0 to 255", isinstance(spec.fill, int) and 0 <= spec.fill <= 255),
-        ("mean is finite", all(map(math.isfinite, spec.mean))),
-        ("std is finite and above zero", all(math.isfinite(value) and value > 0 for value in spec.std)),
+        ("mean is finite, of values scaled to 0..1", all(0 <= value <= 1 for value in spec.mean)),
+        ("std is finite and above zero, of values scaled to 0..1", all(0 < value <= 1 for value in spec.std)),
     ]
 
 

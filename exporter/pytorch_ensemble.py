@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from torchvision import transforms
 
 from trunkline.exporter.checkpoint.members import Checkpoint, shared_settings
 from trunkline.exporter.cut import TextFeatures, VisionFeatures
@@ -35,13 +36,18 @@ class PyTorchEnsemble:
         self.settings = checkpoint.members[0].settings
         self._model: Any = trunk.model.to(trunk_dtype)
         self._vision, self._text = VisionFeatures(self._model), TextFeatures(self._model)
-        config = open_clip.transform.PreprocessCfg(**self._model.visual.preprocess_cfg)
+        config = open_clip.transform.PreprocessCfg(**trunk.preprocess)
         self._preprocess: Any = open_clip.transform.image_transform_v2(config, is_train=False)
 
     def preprocess(self, image: NDArray[np.uint8] | Image.Image) -> Tensor:
         """open_clip's own evaluation transform: (3, height, width) float32."""
-        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-        return self._preprocess(picture)
+        return self._preprocess(_picture(image))
+
+    def pixels(self, image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
+        """(height, width, 3): what the same transform has before mean and std."""
+        *before, _normalize = self._preprocess.transforms
+        scaled = transforms.Compose(before)(_picture(image))
+        return (scaled * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
     @torch.inference_mode()
     def features(self, image: NDArray[np.uint8] | Image.Image, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -86,6 +92,10 @@ class PyTorchEnsemble:
         context, action = self.embed(*self.features(image, instructions), histories, sensor)
         fused = fuse(list(context)) @ fuse(list(action)).T
         return fused.numpy(), (context @ action.transpose(1, 2)).numpy()
+
+
+def _picture(image: NDArray[np.uint8] | Image.Image) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def _context(member: ReferenceMember, patches: Tensor, tokens: Tensor, windows: Tensor | None) -> Tensor:

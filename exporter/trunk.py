@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle  # noqa: TID251 - only its exception is caught; nothing is unpickled here
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.checkpoint.read import FROZEN_CASTS, digest_tensors
 from trunkline.exporter.cut import MODEL_ERRORS, cut_by_name, examine, text_owner
+from trunkline.exporter.own_preprocessing import own_settings, require_agreement
 from trunkline.exporter.preprocessing import image_spec, text_assets
 from trunkline.exporter.trunk_weights import refuse_pointers, require_readable
 from trunkline.runtime.errors import TrunkError
@@ -39,7 +40,8 @@ class Trunk:
         width: D, of patches and tokens alike.
         patches: P.
         context_length: L.
-        image: size, resize and normalisation of the images it was trained on.
+        image: size, resize and normalisation of the images, from the loaded model: what a bundle does.
+        preprocess: the same as the trunk's makers state it, in open_clip's form: what PyTorch references do.
         text: how instructions become ids; with ``tokenizer_json``, the tokenizer as data.
     """
 
@@ -50,6 +52,7 @@ class Trunk:
     patches: int
     context_length: int
     image: ImageSpec
+    preprocess: dict[str, Any]
     text: TextSpec
     tokenizer_json: bytes
 
@@ -68,16 +71,19 @@ class Trunk:
         return checkpoint.frozen_digest is None or checkpoint.frozen_digest in digests
 
 
-def load_trunk(name: str, weights: Path | None = None) -> Trunk:
+def load_trunk(name: str, weights: Path | None = None, stated: Mapping[str, Any] | None = None) -> Trunk:
     """Builds a trunk by its open_clip name.
 
     Args:
         name: ``hf-hub:ORG/REPO``, ``local-dir:FOLDER``, or a built-in name (then ``weights`` is needed).
         weights: weights of a built-in model.
+        stated: entries of ``preprocess_cfg`` that the user states; they come before all others.
 
     Raises:
-        TrunkError: the model cannot be built with its real weights, or is of a kind that cannot be cut.
+        TrunkError: the model cannot be built with its real weights, is of a kind that cannot be cut, or its preprocessing
+            is not certain.
     """
+    stated = dict(stated or {})
     schema = name.partition(":")[0] if ":" in name else None
     if schema is None and weights is None:
         raise TrunkError(
@@ -93,9 +99,13 @@ def load_trunk(name: str, weights: Path | None = None) -> Trunk:
     _quietly(name, lambda: cut_by_name(name))
     _quietly(name, lambda: require_readable(name, weights))
     pretrained = None if weights is None else str(weights)
-    model = _quietly(name, lambda: open_clip.create_model(name, pretrained, require_pretrained=True))
+    own = _quietly(name, lambda: own_settings(name, stated))
+    forced = {key: value for key, value in (own if schema is None else stated).items() if key != "size"}
+    model = _quietly(
+        name, lambda: open_clip.create_model(name, pretrained, require_pretrained=True, force_preprocess_cfg=forced)
+    )
     tokenizer = _quietly(name, lambda: open_clip.get_tokenizer(name))
-    return describe(name, model, tokenizer)
+    return describe(name, model, tokenizer, own, stated)
 
 
 def _quietly(name: str, build: Callable[[], Any]) -> Any:
@@ -116,16 +126,18 @@ def _quietly(name: str, build: Callable[[], Any]) -> Any:
         logging.root.setLevel(level)
 
 
-def describe(name: str, model: Any, tokenizer: Any) -> Trunk:
-    """A :class:`Trunk` around a model that is already built.
+def describe(name: str, model: Any, tokenizer: Any, own: Mapping[str, Any], stated: Mapping[str, Any]) -> Trunk:
+    """A :class:`Trunk` around a model that is already built, with what :func:`own_settings` says of its images.
 
     Raises:
-        TrunkError: the model is of a kind that cannot be cut, or does not fit its tokenizer.
+        TrunkError: the model is of a kind that cannot be cut, its preprocessing is not certain, or it does not fit its
+            tokenizer.
     """
     model = model.float().eval().requires_grad_(False)
     cut = examine(name, model)
     text, tokenizer_json = text_assets(tokenizer, text_owner(model).token_embedding.weight.shape[0])
     image = image_spec(model)
+    preprocess = require_agreement(name, model, image, own, stated)
     if text.context_length != cut.context_length:
         raise TrunkError(
             "the trunk's tokenizer gives texts of another length than its text tower takes",
@@ -134,4 +146,5 @@ def describe(name: str, model: Any, tokenizer: Any) -> Trunk:
             found=f"{text.context_length} ids",
             fix="correct context_length in the model's open_clip_config.json",
         )
-    return Trunk(name, model, tokenizer, cut.width, cut.patches, cut.context_length, image, text, tokenizer_json)
+    sizes = (cut.width, cut.patches, cut.context_length)
+    return Trunk(name, model, tokenizer, *sizes, image, preprocess, text, tokenizer_json)

@@ -88,6 +88,13 @@ class ImageSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def in_words(self) -> str:
+        """The preprocessing, for people: size, resize with the filter that is really used, mean and std."""
+        mean, std = (" ".join(f"{value:.9g}" for value in values) for values in (self.mean, self.std))
+        resize = f"{self.resize_mode}, {_resampling(self).name.lower()}"
+        padded = f", padded with {self.fill}" if self.resize_mode == "longest" else ""
+        return f"{self.height} x {self.width} px, {resize}{padded}, mean {mean}, std {std}"
+
 
 def to_pixels(image: Image.Image | NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
     """Resizes and crops one image as the trunk was trained.
@@ -109,6 +116,13 @@ def to_pixels(image: Image.Image | NDArray[np.uint8], spec: ImageSpec) -> NDArra
         _check_image(image)
         return np.array(_to_rgb(_fit(image, spec)))
     raise _not_an_image(image)
+
+
+def normalised(pixels: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
+    """(3, height, width) float32 of (height, width, 3) pixels: to the bit what open_clip's transform makes of them."""
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
+    scaled = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    return (scaled - mean) / std
 
 
 def open_image(path: str | Path) -> Image.Image:

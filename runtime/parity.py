@@ -1,7 +1,7 @@
 """Does this bundle, on this machine, still decide as the PyTorch ensemble did?
 
-The exporter stores golden inputs and the PyTorch ensemble's outputs in the bundle. Here they are run again. Pixels and
-token ids must be identical; scores are judged by the largest change and by who wins.
+The exporter stores golden inputs and the PyTorch ensemble's outputs in the bundle. Here they are run again. Pixels,
+what mean and std make of them, and token ids must be identical; scores are judged by the largest change and by who wins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 from trunkline.runtime.ensemble import Ensemble
 from trunkline.runtime.errors import BundleError, ImageError, ParityError
-from trunkline.runtime.image import decode_png
+from trunkline.runtime.image import decode_png, normalised
 from trunkline.runtime.progress import Progress, silent
 from trunkline.runtime.sensor.window import SensorWindow
 
@@ -45,12 +45,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Golden vectors against this machine. ``passed`` is the gate."""
+    """Golden vectors against this machine. ``passed`` is the gate.
+
+    ``pixels_changed`` and ``normalised_changed`` count frames: those of other pixels, and those of the same pixels that
+    the bundle's mean and std turn into other numbers than the trunk's own preprocessing did.
+    """
 
     fused: Comparison
     members: tuple[Comparison, ...]
     frames: int
     pixels_changed: int
+    normalised_changed: int
     ids_changed: int
     allowed_score_change: float
     margin: float
@@ -64,7 +69,15 @@ class ParityReport:
         if self.fused.winners_changed:
             found.append(f"{self.fused.winners_changed} of {self.fused.decisions} decisions have another winner")
         if self.pixels_changed:
-            found.append(f"preprocessing of {self.pixels_changed} of {self.frames} frames differs (Pillow version?)")
+            found.append(
+                f"preprocessing of {self.pixels_changed} of {self.frames} frames differs: other pixels (Pillow version, "
+                "resize mode or filter?)"
+            )
+        if self.normalised_changed:
+            found.append(
+                f"preprocessing of {self.normalised_changed} of {self.frames} frames differs: mean and std in the manifest "
+                "are not those of the trunk"
+            )
         if self.ids_changed:
             found.append(f"token ids of {self.ids_changed} instructions differ (tokenizers or ftfy version?)")
         return found
@@ -120,8 +133,8 @@ def golden_name(kind: str, index: int) -> str:
     return f"{kind}_{index}"
 
 
-def pixels_digest(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(32,) uint8, SHA-256 of what the vision stage is given: equality is all that is asked of it."""
+def pixels_digest(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """(32,) uint8, SHA-256 of pixels, or of what mean and std made of them: equality is all that is asked of it."""
     return np.frombuffer(hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest(), np.uint8)
 
 
@@ -154,12 +167,16 @@ def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityRe
     """
     allowed = ensemble.allowed_score_change
     margin = clear_margin(allowed)
-    golden = _Golden(ensemble)
-    found, found_members, pixels_changed = [], [], 0
+    golden, image = _Golden(ensemble), ensemble.bundle.manifest.image
+    found, found_members, pixels_changed, normalised_changed = [], [], 0, 0
     for index in range(golden.frames):
         progress("golden vectors", index, golden.frames)
         call = golden.call(index)
-        pixels_changed += not np.array_equal(pixels_digest(ensemble.pixels(call.image)), golden.get("pixels", index))
+        pixels = ensemble.pixels(call.image)
+        if not np.array_equal(pixels_digest(pixels), golden.get("pixels", index)):
+            pixels_changed += 1
+        elif not np.array_equal(pixels_digest(normalised(pixels, image)), golden.get("normalised", index)):
+            normalised_changed += 1
         decision = ensemble.score(call.image, call.instructions, call.histories, sensor=call.sensor)
         found.append(decision.scores)
         found_members.append(decision.member_scores)
@@ -171,10 +188,9 @@ def check_parity(ensemble: Ensemble, *, progress: Progress = silent) -> ParityRe
         compare(expected_members[:, k], members_found[:, k], margin) for k in range(expected_members.shape[1])
     )
     ids_changed = _ids_changed(ensemble, ensemble.bundle.manifest.parity.instructions, golden)
-    passed = (
-        fused.max_score_change <= allowed and fused.winners_changed == 0 and pixels_changed == 0 and ids_changed == 0
-    )
-    return ParityReport(fused, members, golden.frames, pixels_changed, ids_changed, allowed, margin, passed)
+    changed = (fused.winners_changed, pixels_changed, normalised_changed, ids_changed)
+    passed = fused.max_score_change <= allowed and not any(changed)
+    return ParityReport(fused, members, golden.frames, *changed[1:], allowed, margin, passed)
 
 
 def require_parity(report: ParityReport, where: object) -> None:

@@ -13,6 +13,7 @@ from trunkline.exporter.cli.options import (
     BackendOption,
     BundleArgument,
     JsonOption,
+    PreprocessOption,
     TrunkWeightsOption,
     reference_for,
 )
@@ -43,6 +44,7 @@ def command(
     ] = False,
     backbone: BackboneOption = None,
     trunk_weights: TrunkWeightsOption = None,
+    preprocess: PreprocessOption = None,
     backend: BackendOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -74,7 +76,14 @@ def command(
     columns: dict[str, Any] = {}
     with progress_bar() as progress:
         if against is not None:
-            reference = reference_for("eval --against", against, backbone, trunk_weights, progress)
+            reference = reference_for(
+                "eval --against",
+                against,
+                progress,
+                backbone=backbone,
+                trunk_weights=trunk_weights,
+                preprocess=preprocess,
+            )
 
             def score_reference(image: Any, instruction: str, histories: Any, window: Any) -> Any:
                 samples = None if window is None else window.samples

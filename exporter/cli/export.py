@@ -16,7 +16,13 @@ from trunkline.calibration.defaults import (
     INT8_SCORE_CHANGE,
     JUDGING_SAMPLES,
 )
-from trunkline.exporter.cli.options import BackboneOption, JsonOption, TrunkWeightsOption, exporter_libraries
+from trunkline.exporter.cli.options import (
+    BackboneOption,
+    JsonOption,
+    PreprocessOption,
+    TrunkWeightsOption,
+    exporter_libraries,
+)
 from trunkline.exporter.cli.output import print_json, print_table, progress_bar, say, show, size
 from trunkline.runtime.errors import InputError, InstructionError
 
@@ -36,6 +42,7 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Directory to create.")],
     backbone: BackboneOption = None,
     trunk_weights: TrunkWeightsOption = None,
+    preprocess: PreprocessOption = None,
     bake: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads this at run time on Python 3.10
         typer.Option("--bake", metavar="FILE", help="Instructions, one per line, to store in place of the text tower."),
@@ -151,6 +158,7 @@ def command(
         from trunkline.calibration.samples.draw import DrawOptions
         from trunkline.exporter.export import export
         from trunkline.exporter.options import ExportOptions, HalfOptions
+        from trunkline.exporter.own_preprocessing import read_statement
     note, int8 = _noting_once(), None
     if precision == "int8":
         compress = CompressOptions(
@@ -163,11 +171,18 @@ def command(
     elif calibrate or images or judge:
         raise InputError("samples are given, but nothing is calibrated", fix="pass --precision int8 as well")
     instructions = None if bake is None else read_instructions(bake)
+    stated = None if preprocess is None else read_statement(preprocess)
     with progress_bar() as progress:
         for_gpus = HalfOptions(half_score_change, int8=half_int8) if half or half_int8 else None
         options = ExportOptions(bake=instructions, int8=int8, half=for_gpus, overwrite=overwrite)
         exported = export(
-            checkpoint, output, backbone=backbone, trunk_weights=trunk_weights, options=options, progress=progress
+            checkpoint,
+            output,
+            backbone=backbone,
+            trunk_weights=trunk_weights,
+            preprocess=stated,
+            options=options,
+            progress=progress,
         )
         page = _write_report(output, progress) if report else None
     for warning in exported.calibration.samples.warnings if exported.calibration else ():

@@ -54,7 +54,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "candidates": f"up to {manifest.actions.history_length} steps of {manifest.actions.action_dim}, "
         f"padding {manifest.actions.padding_value:g}, {manifest.actions.encoder} encoder",
         "sensor": manifest.sensor.form.in_words() if manifest.sensor else "none",
-        "image": f"{manifest.image.height} x {manifest.image.width}, {manifest.image.resize_mode}",
+        "image": manifest.image.in_words(),
         "instructions": list(text.instructions) if text.baked else f"any, {text.spec.context_length} tokens",
         "stages": [
             f"{name}: {variant_name}, opset {variant.opset}, {variant.precision}"

@@ -38,6 +38,16 @@ TrunkWeightsOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--trunk-weights", metavar="FILE", help="Weights of a built-in trunk."),
 ]
+PreprocessOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--preprocess",
+        metavar="SETTINGS|FILE.json",
+        help="How the trunk's images are prepared, where its makers do not say it for certain: 'mean=0.5,0.5,0.5 "
+        "std=0.5,0.5,0.5 interpolation=bicubic resize_mode=squash', or some of it; or a file with preprocess_cfg. "
+        "The size is the model's.",
+    ),
+]
 
 _REPORT_MODULES = ("jinja2", "markupsafe", "matplotlib")
 _EXPORT_MODULES = (
@@ -65,23 +75,32 @@ def exporter_libraries(command: str) -> Iterator[None]:
 
 
 def reference_for(
-    command: str, file: Path, backbone: str | None, trunk_weights: Path | None, progress: Progress
+    command: str,
+    file: Path,
+    progress: Progress,
+    *,
+    backbone: str | None,
+    trunk_weights: Path | None,
+    preprocess: str | None,
 ) -> PyTorchEnsemble:
     """The PyTorch ensemble of a checkpoint, for the commands that compare with it.
 
     Raises:
         CheckpointError: the file cannot be read.
-        TrunkError: its trunk cannot be built, or is another one.
+        TrunkError: its trunk cannot be built, is another one, or its preprocessing is not certain.
+        InputError: the stated preprocessing cannot be read.
     """
     with exporter_libraries(command):
         from trunkline.exporter.checkpoint.read import read_checkpoint
         from trunkline.exporter.export import require_fit
+        from trunkline.exporter.own_preprocessing import read_statement
         from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
         from trunkline.exporter.trunk import load_trunk
+    stated = None if preprocess is None else read_statement(preprocess)
     checkpoint = read_checkpoint(file, progress=progress)
     name = backbone or checkpoint.backbone
     if name is None:
         raise TrunkError("the checkpoint does not name its trunk", where=file, fix="name it with --backbone")
-    trunk = load_trunk(name, trunk_weights)
+    trunk = load_trunk(name, trunk_weights, stated)
     require_fit(checkpoint, trunk, progress)
     return PyTorchEnsemble(trunk, checkpoint)

@@ -41,9 +41,17 @@ def command(
         opened = Bundle(bundle, progress=progress)
     plan = make_plan(opened, chosen.profile, backend=backend, machine=chosen.machine)
     if json:
-        print_json({"plan": plan, "ready": plan.ready, "this_machine": _facts(chosen.recognition)})
+        print_json(
+            {
+                "plan": plan,
+                "ready": plan.ready,
+                "image": opened.manifest.image,
+                "this_machine": _facts(chosen.recognition),
+            }
+        )
     else:
         _show_recognition(chosen.recognition)
+        show(f"images: {opened.manifest.image.in_words()}")
         _show(plan)
     if not plan.ready:
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ from trunkline.exporter.cli.options import (
     BackendOption,
     BundleArgument,
     JsonOption,
+    PreprocessOption,
     TrunkWeightsOption,
     reference_for,
 )
@@ -27,6 +28,7 @@ def command(
     ] = None,
     backbone: BackboneOption = None,
     trunk_weights: TrunkWeightsOption = None,
+    preprocess: PreprocessOption = None,
     frames: Annotated[int, typer.Option(min=1, help="Random frames for --against.")] = 4,
     seed: Annotated[
         Optional[int],  # noqa: UP045
@@ -55,7 +57,14 @@ def command(
         golden, ran_on = check_parity(ensemble, progress=progress), described(ensemble.backend)
         fresh = None
         if against is not None:
-            reference = reference_for("verify --against", against, backbone, trunk_weights, progress)
+            reference = reference_for(
+                "verify --against",
+                against,
+                progress,
+                backbone=backbone,
+                trunk_weights=trunk_weights,
+                preprocess=preprocess,
+            )
             from trunkline.exporter.against import verify_against
 
             fresh = verify_against(ensemble, reference, frames=frames, seed=seed, progress=progress)
@@ -68,8 +77,8 @@ def command(
         raise ParityError(
             "the bundle does not score as this checkpoint does",
             where=f"{bundle} against {against}, seed {fresh.seed}",
-            expected=f"scores within {fresh.allowed_score_change:g} and the same winners",
-            found=f"a score changed by {fresh.ours.max_score_change:.3g}, {fresh.ours.winners_changed} winners changed",
+            expected=f"scores within {fresh.allowed_score_change:g}, the same winners and the same preprocessing",
+            found=fresh.problems(),
             fix="check that the bundle was exported from this very checkpoint and trunk",
         )
 
@@ -84,7 +93,8 @@ def _show(golden: Any, fresh: Any, ran_on: str) -> None:
     print_table("parity", columns, rows)
     passed = golden.passed and (fresh is None or fresh.passed)
     show(
-        f"{golden.frames - golden.pixels_changed} of {golden.frames} frames preprocessed identically, "
+        f"{golden.frames - golden.pixels_changed - golden.normalised_changed} of {golden.frames} frames preprocessed "
+        "identically, "
         f"{golden.ids_changed} instructions tokenised differently, {ran_on}"
     )
     show("passed", "green") if passed else show("FAILED", "bold red")

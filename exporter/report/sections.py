@@ -42,7 +42,8 @@ def _parity(report: Report) -> Section:
         f"{few_digits(exported.measured_score_change)}."
     )
     inputs = (
-        f"Preprocessing gave the same pixels in {parity.frames - parity.pixels_changed} of {parity.frames} frames; "
+        f"Preprocessing gave the same pixels in {parity.frames - parity.pixels_changed} of {parity.frames} frames, "
+        f"and mean and std are not the trunk's own in {parity.normalised_changed}; "
         f"{parity.ids_changed} of {len(exported.instructions)} instructions were tokenised differently."
     )
     table = Table("Golden vectors against PyTorch", ("", *COMPARED), rows)
@@ -154,7 +155,7 @@ def _bundle(report: Report) -> Section:
         ["trunk digest", bundle.trunk.digest],
         ["candidates", f"up to {actions.history_length} steps of {actions.action_dim}, {actions.encoder} encoder"],
         *([["sensor", bundle.sensor.form.in_words()]] if bundle.sensor else []),
-        ["image", f"{image.height} x {image.width} px, {image.resize_mode}, {image.interpolation}"],
+        ["image", image.in_words()],
         ["instructions", told],
         ["made with", ", ".join(f"{name} {version}" for name, version in bundle.producer.items())],
         ["reported on", f"{report.machine}; {report.backend}"],

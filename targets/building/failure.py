@@ -34,7 +34,7 @@ def explained(
         TrunklineError: as :func:`trunkline.targets.building.verify.replacements`.
     """
     report = verdict.report
-    if report and (report.pixels_changed or report.ids_changed):
+    if report and (report.pixels_changed or report.normalised_changed or report.ids_changed):
         require_parity(report, bundle.root)
     reference = reference_of(bundle)
     tried = replacements(bundle, backend, reference, progress) if reference else []
