@@ -24,6 +24,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from trunkline.exporter.preprocessing import spec_of
+from trunkline.runtime import record
 from trunkline.runtime.errors import InputError, TrunkError
 from trunkline.runtime.image import ImageSpec
 
@@ -42,7 +43,7 @@ def read_statement(text: str) -> dict[str, Any]:
     """What ``--preprocess`` says.
 
     Args:
-        text: the name of a JSON file, which holds a ``preprocess_cfg`` or an object with one; or its entries in the form
+        text: name of a JSON file, which holds a ``preprocess_cfg`` or an object with one; or its entries, such as
             ``mean=0.5,0.5,0.5 interpolation=bicubic``.
 
     Raises:
@@ -50,10 +51,12 @@ def read_statement(text: str) -> dict[str, Any]:
     """
     try:
         stated = _from_file(Path(text)) if text.endswith(".json") else _from_text(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, record.RecordError) as error:
         raise _unreadable(text, str(error)) from error
-    if problems := [f"unknown: {key}" for key in stated if key not in KNOWN] or ([] if stated else ["nothing"]):
-        raise _unreadable(text, problems)
+    problems = [f"unknown: {key}" for key in stated if key not in KNOWN]
+    problems += [f"no value: {key}" for key in stated if key not in explicit(stated)]
+    if problems or not stated:
+        raise _unreadable(text, problems or "nothing")
     return stated
 
 
@@ -70,11 +73,20 @@ def own_settings(name: str, stated: Settings) -> dict[str, Any]:
     """
     builtin = ":" not in name
     said = _agreed(tag_settings(name)) if builtin else _of_folder(name)
-    settings = _without_none({**said, **stated})
+    settings = explicit({**said, **stated})
     if missing := [key for key in REQUIRED if key not in settings]:
         raise _left_open(name, missing, tag_settings(name) if builtin else None)
     spec_of(settings)
     return settings
+
+
+def explicit(settings: Settings) -> dict[str, Any]:
+    """Settings without what open_clip takes for silence and fills in: null, what is empty, and 0 for all of a mean."""
+    said = {key: value for key, value in settings.items() if value or (value == 0 and value is not False)}
+    single = {
+        key: [value] * 3 for key, value in said.items() if key in ("mean", "std") and isinstance(value, int | float)
+    }
+    return said | single
 
 
 def tag_settings(name: str) -> dict[str, dict[str, Any]]:
@@ -130,16 +142,14 @@ def tower_settings(tower: Any) -> dict[str, Any]:
     architecture = (getattr(tower, "pretrained_cfg", None) or {}).get("architecture")
     if architecture is None:
         return {}
-    timms = timm.models.get_arch_pretrained_cfgs(architecture).values()
+    timms = [cfg.to_dict() for cfg in timm.models.get_arch_pretrained_cfgs(architecture).values()]
     published = [
         cfg
         for name in open_clip.list_models()
         if open_clip.get_model_config(name)["vision_cfg"].get("timm_model_name") == architecture
         for cfg in tag_settings(name).values()
     ]
-    said = {(tuple(cfg.mean), tuple(cfg.std)) for cfg in timms} | {
-        (tuple(c["mean"]), tuple(c["std"])) for c in published
-    }
+    said = {(tuple(cfg["mean"]), tuple(cfg["std"])) for cfg in (*timms, *published)}
     if not published or not timms or len(said) > 1:
         return {}
     mean, std = said.pop()
@@ -170,10 +180,6 @@ def _merged(published: Settings) -> dict[str, Any]:
     return {key: merged[key] for key in (*REQUIRED, "fill_color")}
 
 
-def _without_none(settings: Settings) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None}  # null is what open_clip fills in, too
-
-
 def _witness(name: str, field: str, tower: Settings, stated: Settings) -> str:
     key = {"height": "size", "width": "size", "fill": "fill_color"}.get(field, field)
     if key in stated:
@@ -200,12 +206,12 @@ def _left_open(name: str, missing: list[str], tags: Mapping[str, dict[str, Any]]
 
 
 def _from_file(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = record.parse(file.read_bytes())
     if isinstance(content, dict) and "preprocess_cfg" in content:
         content = content["preprocess_cfg"]
     if not isinstance(content, dict):
-        raise ValueError("no JSON object")  # noqa: TRY004 - one class for all that the file may be
-    return content
+        raise ValueError("no JSON object")
+    return dict(content)
 
 
 def _from_text(text: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from trunkline.exporter.checkpoint.members import Checkpoint
 from trunkline.exporter.checkpoint.read import FROZEN_CASTS, digest_tensors
 from trunkline.exporter.cut import MODEL_ERRORS, cut_by_name, examine, text_owner
-from trunkline.exporter.own_preprocessing import own_settings, require_agreement
+from trunkline.exporter.own_preprocessing import explicit, own_settings, require_agreement
 from trunkline.exporter.preprocessing import image_spec, text_assets
 from trunkline.exporter.trunk_weights import refuse_pointers, require_readable
 from trunkline.runtime.errors import TrunkError
@@ -80,10 +80,10 @@ def load_trunk(name: str, weights: Path | None = None, stated: Mapping[str, Any]
         stated: entries of ``preprocess_cfg`` that the user states; they come before all others.
 
     Raises:
-        TrunkError: the model cannot be built with its real weights, is of a kind that cannot be cut, or its preprocessing
-            is not certain.
+        TrunkError: the model cannot be built with its real weights, is of a kind that cannot be cut, or its
+            preprocessing is not certain.
     """
-    stated = dict(stated or {})
+    stated = explicit(stated or {})
     schema = name.partition(":")[0] if ":" in name else None
     if schema is None and weights is None:
         raise TrunkError(

@@ -1,7 +1,8 @@
 """Does this bundle, on this machine, still decide as the PyTorch ensemble did?
 
 The exporter stores golden inputs and the PyTorch ensemble's outputs in the bundle. Here they are run again. Pixels,
-what mean and std make of them, and token ids must be identical; scores are judged by the largest change and by who wins.
+what mean and std make of them, and token ids must be identical; scores are judged by the largest change and by who
+wins.
 """
 
 from __future__ import annotations
@@ -69,15 +70,11 @@ class ParityReport:
         if self.fused.winners_changed:
             found.append(f"{self.fused.winners_changed} of {self.fused.decisions} decisions have another winner")
         if self.pixels_changed:
-            found.append(
-                f"preprocessing of {self.pixels_changed} of {self.frames} frames differs: other pixels (Pillow version, "
-                "resize mode or filter?)"
-            )
+            frames = f"{self.pixels_changed} of {self.frames} frames"
+            found.append(f"preprocessing of {frames} differs: other pixels (Pillow version, resize mode or filter?)")
         if self.normalised_changed:
-            found.append(
-                f"preprocessing of {self.normalised_changed} of {self.frames} frames differs: mean and std in the manifest "
-                "are not those of the trunk"
-            )
+            frames = f"{self.normalised_changed} of {self.frames} frames"
+            found.append(f"preprocessing of {frames} differs: mean or std in the manifest is not the trunk's own")
         if self.ids_changed:
             found.append(f"token ids of {self.ids_changed} instructions differ (tokenizers or ftfy version?)")
         return found
