@@ -121,6 +121,8 @@ def test_it_says_what_decides(full: Report) -> None:
         "alone it saves 3.1 ms",
         "310 ms as shipped and 884 ms in float32",
         full.bundle.digest,
+        "160 x 160 px, squash, bicubic, mean 0.5 0.45 0.4, std 0.5 0.25 0.3",
+        "and mean and std are not the trunk's own in 0",
     ]
     assert [each for each in decisive if each not in page.text] == []
 

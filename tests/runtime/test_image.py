@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from trunkline.runtime import image as image_module
 from trunkline.runtime.errors import ImageError
-from trunkline.runtime.image import MAX_PIXELS, MIN_SIDE_PX, PIL_MODES, ImageSpec, open_image, to_pixels
+from trunkline.runtime.image import MAX_PIXELS, MIN_SIDE_PX, PIL_MODES, ImageSpec, normalised, open_image, to_pixels
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RESIZE_MODES = ("squash", "shortest", "longest")
@@ -146,6 +146,36 @@ class TestEqualsTheReference:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             to_pixels(image, a_spec())
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (MEAN, STD),
+        ((0.5, 0.45, 0.4), (0.5, 0.25, 0.3)),
+        ((0.0,) * 3, (1.0,) * 3),
+        ((0.485, 0.456, 0.406), (0.229,) * 3),
+    ],
+)
+def test_mean_and_std_give_the_same_bits(mean: Any, std: Any) -> None:
+    every_byte = np.stack([np.arange(256, dtype=np.uint8).reshape(16, 16)] * 3, axis=-1)
+    spec = a_spec(16, 16, mean=mean, std=std)
+    found = normalised(every_byte, spec)
+    assert (found.dtype, found.shape) == (np.float32, (3, 16, 16))
+    assert found.tobytes() == reference(spec)(Image.fromarray(every_byte)).numpy().tobytes()
+
+
+def test_in_words() -> None:
+    assert a_spec(96, 160, mean=(0.5,) * 3, std=(0.25, 0.3, 1.0)).in_words() == (
+        "96 x 160 px, squash, bicubic, mean 0.5 0.5 0.5, std 0.25 0.3 1"
+    )
+    assert "shortest, bilinear, mean 0.48145466 " in a_spec(resize_mode="shortest", interpolation="bilinear").in_words()
+    assert (
+        "longest, bilinear, padded with 7, "
+        in a_spec(resize_mode="longest", interpolation="bilinear", fill=7).in_words()
+    )
+    oblong = a_spec(24, 40, resize_mode="shortest", interpolation="bilinear")
+    assert "shortest, bicubic, " in oblong.in_words()  # what is really done
 
 
 class TestArrays:

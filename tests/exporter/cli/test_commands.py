@@ -125,6 +125,7 @@ def test_info_of_a_bundle(bundle: Path) -> None:
     here = [described(named(name)) for name in names("cpu") if named(name).available() is None]
     assert facts["back ends here, fastest first"] == here
     assert facts["allowed on a device"] == ["cpu: scores within 0.0001 of PyTorch's"]
+    assert facts["image"] == "160 x 160 px, squash, bicubic, mean 0.5 0.45 0.4, std 0.5 0.25 0.3"
 
 
 def test_info_says_which_back_ends_are_missing_and_why(half_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ def test_a_bundle_that_fits(half_bundle: Path, target: str) -> None:
 
 def test_the_sum_is_printed(bundle: Path) -> None:
     lines = run(bundle, "--target", "x86-cpu").stdout.splitlines()
+    assert "images: 160 x 160 px, squash, bicubic, mean 0.5 0.45 0.4, std 0.5 0.25 0.3" in lines
     needed = make_plan(Bundle(bundle), KNOWN["x86-cpu"]).estimate
     rows = {
         "process and libraries": needed.process_bytes,
@@ -73,6 +74,7 @@ def test_everything_as_json(half_bundle: Path) -> None:
     planned = make_plan(Bundle(half_bundle), KNOWN["jetson-thor"])
     assert facts["ready"] is True
     assert facts["this_machine"] is None
+    assert (facts["image"]["interpolation"], facts["image"]["mean"]) == ("bicubic", [0.5, 0.45, 0.4])
     assert facts["plan"]["bundle"] == planned.bundle
     assert facts["plan"]["estimate"]["running_bytes"] == planned.estimate.running_bytes
     assert [each["stage"] for each in facts["plan"]["estimate"]["stages"]] == ["vision", "text", "context", "action"]
