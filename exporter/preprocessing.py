@@ -25,7 +25,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from trunkline.exporter.vocabulary import ids_given, require_rows
 from trunkline.runtime.errors import BundleError, TrunkError
-from trunkline.runtime.image import MAX_PIXELS, MIN_SIDE_PX, ImageSpec, to_pixels
+from trunkline.runtime.image import MAX_PIXELS, MIN_SIDE_PX, ImageSpec, normalised, to_pixels
 from trunkline.runtime.text import MAX_INSTRUCTION_CHARS, Clean, TextSpec, Tokenizer, clean
 
 _PROBE_IMAGES = ((97, 61, "RGB"), (40, 131, "RGB"), (500, 375, "RGB"), (64, 64, "L"))  # width, height, mode
@@ -167,7 +167,7 @@ def _prove_pixels(spec: ImageSpec, transform: Callable[[Image.Image], torch.Tens
     for width, height, mode in (*_PROBE_IMAGES, (max(spec.width, MIN_SIDE_PX), max(spec.height, MIN_SIDE_PX), "RGB")):
         values = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
         image = Image.fromarray(values).convert(mode)
-        if not torch.equal(transform(image), _normalized(spec, image)):
+        if not np.array_equal(transform(image).numpy(), normalised(to_pixels(image, spec), spec)):
             raise TrunkError(
                 "the runtime's image preprocessing differs from open_clip's",
                 where=f"probe image of {width} x {height} pixels (width x height), mode {mode}",
@@ -175,13 +175,6 @@ def _prove_pixels(spec: ImageSpec, transform: Callable[[Image.Image], torch.Tens
                 found=spec,
                 fix=_BUG,
             )
-
-
-def _normalized(spec: ImageSpec, image: Image.Image) -> torch.Tensor:
-    """(3, height, width) float32: what the vision graph computes from the runtime's pixels."""
-    pixels = torch.from_numpy(to_pixels(image, spec)).permute(2, 0, 1).float()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    return (pixels / 255 - mean) / std
 
 
 def _fast_assets(tokenizer: Any, vocab_size: int) -> tuple[TextSpec, bytes]:

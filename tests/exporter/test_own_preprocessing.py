@@ -18,11 +18,14 @@ from open_clip.constants import INCEPTION_MEAN, OPENAI_DATASET_MEAN, OPENAI_DATA
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from tests.kit import random_checkpoint
 from tests.tokenizers_kit import save_bpe
 from tests.trunks import CONTEXT_LENGTH, head_shape, model_config
 from trunkline.exporter.against import verify_against
+from trunkline.exporter.checkpoint.write import write_checkpoint
+from trunkline.exporter.cli import app
 from trunkline.exporter.export import build
 from trunkline.exporter.own_preprocessing import (
     REQUIRED,
@@ -36,6 +39,7 @@ from trunkline.exporter.own_preprocessing import (
 from trunkline.exporter.preprocessing import spec_of
 from trunkline.exporter.pytorch_ensemble import PyTorchEnsemble
 from trunkline.exporter.trunk import Trunk, load_trunk
+from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.ensemble import load
 from trunkline.runtime.errors import InputError, ParityError, TrunkError
 from trunkline.runtime.image import ImageSpec, normalised
@@ -49,6 +53,12 @@ CLIP = {
     "resize_mode": "shortest",
     "fill_color": 0,
 }
+
+
+def run(*words: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+    return result
 
 
 def tower(architecture: str | None) -> Any:
@@ -367,6 +377,30 @@ def test_weights_from_a_file_are_refused_where_the_published_ones_disagree(
         load_trunk("tiny", built_in)
     trunk = load_trunk("tiny", built_in, {key: CLIP[key] for key in ("mean", "std", "resize_mode")})
     assert (trunk.image.mean, trunk.image.resize_mode) == (OPENAI_DATASET_MEAN, "shortest")
+
+
+def test_commands_take_the_statement(built_in: Path, tmp_path: Path) -> None:
+    write_checkpoint(random_checkpoint(1, head_shape()), tmp_path / "m.safetensors")
+    trunk = ("--backbone", "tiny", "--trunk-weights", built_in)
+    exported = ("export", tmp_path / "m.safetensors", "-o", tmp_path / "bundle", "--no-report", *trunk)
+    assert "no published weights of this model" in run(*exported, code=1).stderr
+    assert "unknown: means" in run(*exported, "--preprocess", "means=0.5", code=1).stderr
+    run(*exported, "--preprocess", in_words(SIGLIP))
+    assert Bundle(tmp_path / "bundle").manifest.image == ImageSpec(160, 160, "squash", "bicubic", 0, HALF, HALF)
+    verified = (
+        "verify",
+        tmp_path / "bundle",
+        "--against",
+        tmp_path / "m.safetensors",
+        "--frames",
+        1,
+        "--seed",
+        1,
+        *trunk,
+    )
+    assert "no published weights of this model" in run(*verified, code=1).stderr
+    run(*verified, "--preprocess", in_words(SIGLIP))
+    assert "preprocessing differs" in run(*verified, "--preprocess", in_words(CLIP), code=3).stderr
 
 
 # What a check finds that does not trust the exporter
