@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from tests.kit import random_checkpoint
 from tests.tokenizers_kit import save_bpe
 from tests.trunks import CONTEXT_LENGTH, head_shape, model_config
+from trunkline.exporter import own_preprocessing
 from trunkline.exporter.against import verify_against
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.cli import app
@@ -189,6 +190,22 @@ def say(folder: Path, settings: Any, **changes: Any) -> str:
 def test_a_folder_that_says_nothing(settings: Any, folder: Path) -> None:
     with pytest.raises(TrunkError, match=r"(?s)not certain how.*mean, std, interpolation, resize_mode, once.*--prepro"):
         load_trunk(say(folder, settings))
+
+
+def test_a_repository_says_it_in_the_same_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def download(repository: str, filename: str) -> str:
+        asked.append((repository, filename))
+        return str(folder / filename)
+
+    monkeypatch.setattr(own_preprocessing, "download_pretrained_from_hf", download)
+    say(folder, SIGLIP)
+    assert own_settings("hf-hub:org/repo", {}) == SIGLIP | {"mean": [0.5] * 3, "std": [0.5] * 3}
+    say(folder, None)
+    with pytest.raises(TrunkError, match=r"(?s)where: hf-hub:org/repo.*resize_mode, once"):
+        own_settings("hf-hub:org/repo", {})
+    assert asked == [("org/repo", "open_clip_config.json")] * 2
 
 
 @pytest.mark.parametrize("key", REQUIRED)
