@@ -218,6 +218,7 @@ BAD_GOLDEN = {
     "41 a frame that is no PNG": (setting("frame_0", lambda it: it[::-1]), "frame 0: the image file"),
     "no scores": (lambda tensors: tensors.pop("scores_1"), "no scores of frame 1"),
     "no candidates": (lambda tensors: tensors.pop("histories_0"), "no histories of frame 0"),
+    "no digest of normalised pixels": (lambda tensors: tensors.pop("normalised_1"), "no normalised of frame 1"),
     "no ids": (lambda tensors: tensors.pop("ids_0"), "no ids of frame 0"),
 }
 

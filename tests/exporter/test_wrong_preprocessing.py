@@ -46,8 +46,9 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wrong(members: Path) -> Path:
-    """The bundle that the fault wrote: wrong in the graph and in the manifest, and no gate at export."""
+    """The bundle that the fault wrote: wrong in the model, the graph and the manifest, and no gate at export."""
     trunk, output = replace(load_trunk(NAME), image=DEFAULT), members.parent / "wrong"
+    trunk.model.visual.preprocess_cfg = vars(PreprocessCfg(size=160))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "require_parity", lambda *_: None)
         build(read_checkpoint(members), trunk, output)
