@@ -5,11 +5,17 @@ turns in one process, with the same number of threads; medians of milliseconds. 
 PyTorch's features, and every slid window with the same window computed in full.
 
     python benchmarks/sensor_encoder.py [--write docs/benchmarks.md]
+
+With ``--denormals``: the same encoder on windows of denormal numbers (those of a stream, times 1e-39), with the switch
+of ``runtime/backends/denormals.py`` on and off.
+
+    python benchmarks/sensor_encoder.py --denormals [--write docs/benchmarks.md]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 import tempfile
@@ -17,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,7 +35,7 @@ from tests.kit import SMALL, random_member
 from tests.sensor_kit import Floats, TracedEncoder
 from trunkline.calibration.samples.synthetic import stream
 from trunkline.exporter.checkpoint.members import SensorShape
-from trunkline.runtime.backends import named, names
+from trunkline.runtime.backends import denormals, named, names, ort
 from trunkline.runtime.backends.threads import physical_cores
 from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.steps import SlidingSteps
@@ -40,6 +47,8 @@ PUBLISHED = SensorShape(
 FORM = SensorForm()
 TURNS, WARM_UP = 40, 5
 HOPS = (64, 16, 160)
+DENORMAL_TURNS = 15
+SCALES = {"usual": np.float32(1), "denormal": np.float32(1e-39)}
 
 
 @dataclass
@@ -112,21 +121,56 @@ def row(backend: str, hop: int, times: Times) -> str:
     return f"| {backend} | {hop} | {numbers} | {ratios} | {times.from_full:.1e} | {times.from_pytorch:.1e} |"
 
 
+def measure_denormals(folder: Path) -> list[str]:
+    member = random_member(replace(SMALL, sensor=PUBLISHED), form=FORM)
+    rows = stream(np.random.default_rng(), FORM.samples, FORM.channels)
+    windows = {name: SensorWindow(rows * scale, FORM.rate_hz) for name, scale in SCALES.items()}
+    found = []
+    for backend in names("cpu"):
+        with contextlib.ExitStack() as opened:  # OpenVINO would give the threads of a closed stage to the next one
+            for switch in (True, False):
+                times = Times()
+                with switched(switch):
+                    place = folder / f"{backend}{switch}"
+                    encoder = opened.enter_context(TracedEncoder(member, place, backend))
+                    for _ in range(DENORMAL_TURNS):
+                        for name, window in windows.items():
+                            times.take(name, lambda encoder=encoder, window=window: encoder.features(window))
+                usual, tiny = map(times.median, SCALES)
+                state = "on" if switch else "off"
+                found.append(f"| {backend} | {state} | {usual:.1f} | {tiny:.1f} | {tiny / usual:.2f} |")
+    return found
+
+
+def switched(on: bool) -> contextlib.AbstractContextManager[object]:
+    """As it is, or as the libraries are without it."""
+    stack = contextlib.ExitStack()
+    if not on:
+        stack.enter_context(mock.patch.object(denormals, "_library", lambda: None))
+        stack.enter_context(mock.patch.dict(ort.SETTINGS, {"session.set_denormal_as_zero": "0"}))
+    return stack
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="replace the table in this page")
+    parser.add_argument("--denormals", action="store_true", help="measure windows of denormal numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(physical_cores())
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder))
     columns = ["back end", "hop", "PyTorch", "full", "slid", "convolutions full", "convolutions slid"]
     columns += ["convolutions, times faster", "whole, times faster", "slid against PyTorch"]
     columns += ["slid from full", "from PyTorch"]
+    take, marker = measure, "sensor_encoder"
+    if arguments.denormals:
+        take, marker = measure_denormals, "sensor_denormals"
+        columns = ["back end", "switch", "usual window, ms", "denormal window, ms", "times slower"]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = take(Path(folder))
     head = f"| {' | '.join(columns)} |"
     text = "\n".join([machine(), "", head, "|---" * len(columns) + "|", *rows])
     print(text)
     if arguments.write:
-        write_into(arguments.write, text, "sensor_encoder")
+        write_into(arguments.write, text, marker)
 
 
 if __name__ == "__main__":

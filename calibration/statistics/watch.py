@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from trunkline.runtime import files
 from trunkline.runtime.backends import StageFiles, ort
 from trunkline.runtime.backends import onnxruntime as backend
+from trunkline.runtime.backends.denormals import flushed
 from trunkline.runtime.errors import BackendError, BundleError, InputError
 from trunkline.runtime.manifest import Stage
 
@@ -87,7 +88,8 @@ class Watch:
         wrap = ort.library().OrtValue.ortvalue_from_numpy
         try:
             fed = {name: wrap(np.ascontiguousarray(array)) for name, array in inputs.items() if name in taken}
-            return list(self._session.run_with_ort_values(self._inside, fed))
+            with flushed():
+                return list(self._session.run_with_ort_values(self._inside, fed))
         except Exception as error:  # the library's exceptions share no base class
             raise BackendError(
                 "ONNX Runtime failed while it ran a stage for calibration",

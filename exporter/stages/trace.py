@@ -1,12 +1,13 @@
 """Traces a torch module into one stage of a bundle: an ONNX graph, and a weight file beside it.
 
 Three steps, so that one trace serves every variant of a stage: :func:`capture` runs the module once and records what it
-does, :func:`lower` writes the record in the operators of one opset, :func:`save` writes the files.
+does, :func:`lower` writes the record in the operators of one opset, :func:`save` writes the files. What depends on
+constants alone is computed on the way (:mod:`trunkline.exporter.stages.folding`).
 
 Requires: a module whose forward takes the contract's inputs in order and returns its output.
 Ensures: inputs, output, names, types and varying dimensions of the graph are the contract's; weights above a few
-hundred bytes lie in one external file; nothing in the graph tells of the machine it was made on; the same module gives
-the same bytes.
+hundred bytes lie in one external file; every operator depends on an input; nothing in the graph tells of the machine it
+was made on; the same module gives the same bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from trunkline.calibration.int8.stage_plan import INLINE_BYTES
+from trunkline.exporter.stages.folding import constant_nodes, fold, fold_lowered
 from trunkline.exporter.stages.naming import name_by_module
 from trunkline.runtime.errors import ExportError
 from trunkline.runtime.manifest import BLOCKS, CPU_VARIANT, Stage, TensorSpec, Variant, fewest
@@ -68,14 +70,18 @@ def trace(module: nn.Module, contract: Contract, folder: Path) -> Stage:
 
 
 def capture(module: nn.Module, contract: Contract) -> torch.export.ExportedProgram:
-    """Runs a module on an example and records it.
+    """Runs a module on an example and records it; results of what depends on weights alone become weights.
 
     Raises:
         ExportError: its code depends on the numbers it is given.
     """
     examples = tuple(_example(tensor) for tensor in contract.inputs)
+
+    def export(module: nn.Module) -> torch.export.ExportedProgram:
+        return torch.export.export(module, examples, dynamic_shapes=_varying(contract), strict=False)
+
     with _quiet(), _explained(contract):
-        return torch.export.export(module.eval(), examples, dynamic_shapes=_varying(contract), strict=False)
+        return fold(export(module.eval()), export)
 
 
 def lower(program: torch.export.ExportedProgram, contract: Contract, opset: int) -> onnx_ir.Model:
@@ -87,7 +93,8 @@ def lower(program: torch.export.ExportedProgram, contract: Contract, opset: int)
         opset: ``CPU_OPSET`` or that of another variant.
 
     Raises:
-        ExportError: torch knows no such operators, or the graph breaks the contract.
+        ExportError: torch knows no such operators, an operator depends on constants alone, or the graph breaks the
+            contract.
     """
     with _quiet(), _explained(contract):
         written = torch.onnx.export(
@@ -103,7 +110,9 @@ def lower(program: torch.export.ExportedProgram, contract: Contract, opset: int)
     if written is None:
         raise ExportError("torch traced nothing", where=f"stage {contract.name}")
     model = written.model
+    fold_lowered(model)
     name_by_module(model)
+    _require_folded(model, contract)
     ClearMetadataAndDocStringPass()(model)
     model.producer_name, model.producer_version = "trunkline", None
     model.graph.name = contract.name
@@ -168,6 +177,19 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def _require_folded(model: onnx_ir.Model, contract: Contract) -> None:
+    """Back ends compute the same constants differently, and no input shows it."""
+    left = constant_nodes(model)
+    if left:
+        raise ExportError(
+            "operators of a stage depend on constants alone, and back ends compute those differently",
+            where=f"stage {contract.name}",
+            expected="their results as weights",
+            found=[str(node.name) for node in left[:20]],
+            fix="use the torch version of constraints.txt; for other models please report the architecture",
+        )
 
 
 def check_contract(model: onnx_ir.Model, contract: Contract) -> None:

@@ -31,6 +31,7 @@ from trunkline.runtime.backends.contract import (
     input_problem,
     smallest_inputs,
 )
+from trunkline.runtime.backends.denormals import flushed
 from trunkline.runtime.backends.forks import never_freed_in_a_child
 from trunkline.runtime.backends.threads import physical_cores
 from trunkline.runtime.errors import BackendError
@@ -168,7 +169,8 @@ class OpenVinoSession:
         if problem := input_problem(self._stage, inputs):
             raise self._failed(problem)
         try:
-            self._request.infer(dict(inputs))
+            with flushed():
+                self._request.infer(dict(inputs))
             results = [self._request.get_output_tensor(place).data.copy() for place in range(len(self._outputs))]
         except Exception as error:  # the library's exceptions share no base class
             raise self._failed(str(error).strip()[:500]) from error
@@ -246,7 +248,8 @@ def _compiled(files: StageFiles, weights: _Weights) -> Any:
     try:
         model = core.read_model(weights.graph)
         _bind(model, weights)
-        return core.compile_model(model, DEVICE, options)
+        with flushed():
+            return core.compile_model(model, DEVICE, options)
     except Exception as error:  # the library's exceptions share no base class
         raise BackendError(
             "OpenVINO cannot load a stage",

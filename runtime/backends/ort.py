@@ -19,6 +19,7 @@ from typing import Any
 
 from trunkline.runtime.backends import StageFiles
 from trunkline.runtime.backends.contract import Port
+from trunkline.runtime.backends.denormals import flushed
 from trunkline.runtime.backends.threads import physical_cores
 from trunkline.runtime.errors import BackendError
 from trunkline.runtime.record import is_text
@@ -30,6 +31,8 @@ SETTINGS = {
     # Idle worker threads sleep instead of spinning: stages run one after another, and a spinning pool of the stage
     # before would take the cores of the next.
     "session.intra_op.allow_spinning": "0",
+    # See runtime/backends/denormals.py; this is for the library's own threads.
+    "session.set_denormal_as_zero": "1",
     # What was scanned is what is read: a file may carry the mark of another format.
     "session.load_model_format": "ONNX",
 }
@@ -101,7 +104,8 @@ def session(files: StageFiles, options: Any, providers: Sequence[str | tuple[str
         BackendError: the library refuses the stage.
     """
     try:
-        return library().InferenceSession(files.graph, options, providers=list(providers), enable_fallback=0)
+        with flushed():
+            return library().InferenceSession(files.graph, options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # the library's exceptions share no base class
         raise BackendError(
             "ONNX Runtime cannot load a stage",

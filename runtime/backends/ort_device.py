@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from trunkline.runtime.backends import Arrays, Resident, StageFiles, ort
 from trunkline.runtime.backends.contract import check_signature, input_problem, smallest_inputs
+from trunkline.runtime.backends.denormals import flushed
 from trunkline.runtime.backends.forks import never_freed_in_a_child
 from trunkline.runtime.backends.ort import Kernel
 from trunkline.runtime.errors import BackendError
@@ -128,7 +129,8 @@ class OrtDeviceSession:
                 binding.bind_cpu_input(name, np.ascontiguousarray(value))
         for name in self._outputs:
             binding.bind_output(name, self._device, DEVICE_ID)
-        self._session.run_with_iobinding(binding)
+        with flushed():
+            self._session.run_with_iobinding(binding)
         return dict(zip(self._outputs, binding.get_outputs(), strict=True))
 
     def close(self) -> None:
