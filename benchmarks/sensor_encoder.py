@@ -146,7 +146,7 @@ def switched(on: bool) -> contextlib.AbstractContextManager[object]:
     """As it is, or as the libraries are without it."""
     stack = contextlib.ExitStack()
     if not on:
-        stack.enter_context(mock.patch.object(denormals, "_library", lambda: None))
+        stack.enter_context(mock.patch.object(denormals, "_library", return_value=None))
         stack.enter_context(mock.patch.dict(ort.SETTINGS, {"session.set_denormal_as_zero": "0"}))
     return stack
 

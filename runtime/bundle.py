@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from trunkline.runtime import files, record
+from trunkline.runtime.backends.threads import physical_cores
 from trunkline.runtime.errors import BundleError, IntegrityError
 from trunkline.runtime.files import Identity
 from trunkline.runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -131,7 +132,7 @@ class Bundle:
     def _hash(self, names: list[str], progress: Progress) -> dict[str, Identity]:
         total = sum(self.manifest.files[name].size for name in names)
         done, result = 0, {}
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(max_workers=physical_cores()) as pool:
             for name, identity in zip(names, pool.map(self._hash_one, names), strict=True):
                 result[name] = identity
                 done += identity.size

@@ -401,7 +401,7 @@ def load(
     Args:
         path: the directory that ``trunkline export`` wrote.
         backend: name of a back end; by default the fastest that is installed and runs a variant that the bundle holds.
-        threads: cores to use; by default all physical ones.
+        threads: cores to use; by default all physical ones this process may use.
         cache: bounds of each stage's cache.
         recheck: hash every file, also those unchanged since they were last hashed here.
         progress: told about hashing.

@@ -12,12 +12,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from trunkline.runtime.backends import Missing
+from trunkline.runtime.control_groups import groups, read_text
 from trunkline.runtime.cuda.driver import DriverFacts, probe
 
-MAX_FILE_BYTES = 1 << 20
 MAX_NAME_CHARS = 200
 #: Flags of x86 processors that decide which kernels run.
 FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
@@ -93,7 +93,7 @@ def look(
     """
     facts = driver()
     listed = _listed_gpus(root)
-    processor = _text(root / "proc" / "cpuinfo")
+    processor = read_text(root / "proc" / "cpuinfo")
     memory, free = _memory(root)
     return Machine(
         system=sys.platform,
@@ -119,25 +119,25 @@ def _gpu(facts: DriverFacts) -> Gpu:
 def _listed_gpus(root: Path) -> list[Gpu]:
     """GPUs that the kernel module lists; Jetsons have no such files."""
     files = sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
-    names = [_name(_stated(_text(path), "Model")) for path in files]
+    names = [_name(_stated(read_text(path), "Model")) for path in files]
     return [Gpu(name) for name in names if name]
 
 
 def _device_tree(root: Path, name: str) -> tuple[str, ...]:
     """Strings of a property, which end with a NUL each."""
-    names = map(_name, _text(root / "proc" / "device-tree" / name).split("\0"))
+    names = map(_name, read_text(root / "proc" / "device-tree" / name).split("\0"))
     return tuple(name for name in names if name)
 
 
 def _l4t(root: Path) -> str | None:
-    text = _text(root / "etc" / "nv_tegra_release")[:MAX_NAME_CHARS]
+    text = read_text(root / "etc" / "nv_tegra_release")[:MAX_NAME_CHARS]
     found = re.search(r"R([0-9]{1,9}) .*?REVISION: ([0-9]{1,9}(?:\.[0-9]{1,9})*)", text)
     return ".".join(found.groups()) if found else None
 
 
 def _memory(root: Path) -> tuple[int | None, int | None]:
     """All there is and what is free, within the limits that a container or a service sets."""
-    text = _text(root / "proc" / "meminfo")
+    text = read_text(root / "proc" / "meminfo")
     total, free = _kilobytes(_stated(text, "MemTotal")), _kilobytes(_stated(text, "MemAvailable"))
     limits = [(most, left) for most, left in _limits(root) if total is None or most < total]
     lefts = [left for _, left in limits] if free is None else [free, *(left for _, left in limits)]
@@ -146,27 +146,17 @@ def _memory(root: Path) -> tuple[int | None, int | None]:
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:
     """What every control group around this process may use, and what is left of it."""
-    for group in _groups(root):
+    for group in groups("memory", root):
         for most, used in _LIMITS:
-            limit = _number(_text(group / most))
+            limit = _number(read_text(group / most))
             if limit is not None:
-                needed = (_number(_text(group / used)) or 0) - _droppable(group)
+                needed = (_number(read_text(group / used)) or 0) - _droppable(group)
                 yield limit, max(0, limit - max(0, needed))
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """Control groups that this process is in, and those around them: version 2's, and version 1's for memory."""
-    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
-        kind, _, path = line.partition(":")[2].partition(":")
-        if kind in ("", "memory"):
-            hidden = ".." in path or not path.isprintable()  # a container is not shown what is around it
-            own = PurePosixPath("" if hidden else path.lstrip("/"))
-            yield from (root / "sys" / "fs" / "cgroup" / kind / each for each in (own, *own.parents))
 
 
 def _droppable(group: Path) -> int:
     """Bytes of files that were read and would make room: after a bundle was checked, all of it."""
-    parts = re.findall(r"^(?:in)?active_file ([0-9]{1,19})$", _text(group / "memory.stat"), re.MULTILINE)
+    parts = re.findall(r"^(?:in)?active_file ([0-9]{1,19})$", read_text(group / "memory.stat"), re.MULTILINE)
     return sum(map(int, parts))
 
 
@@ -192,12 +182,3 @@ def _name(text: str) -> str | None:
     """A name that can be shown."""
     text = text.strip()
     return text if 0 < len(text) <= MAX_NAME_CHARS and text.isprintable() and "\ufffd" not in text else None
-
-
-def _text(path: Path) -> str:
-    """Content of a small file, empty if it cannot be read; bytes that are no text become U+FFFD."""
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES).decode(errors="replace")
-    except OSError:
-        return ""

@@ -47,7 +47,7 @@ class Watch:
             stage: its name.
             graph: the ONNX file; external tensors lie in files beside it.
             values: names of outputs of nodes, or of inputs of the graph.
-            threads: of the session; the physical cores by default.
+            threads: of the session; by default the physical cores this process may use.
 
         Raises:
             InputError: the graph has no such value.

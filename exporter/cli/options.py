@@ -23,7 +23,7 @@ BackendOption = Annotated[
 ]
 ThreadsOption = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--threads", min=1, help="Cores to use; by default all physical ones."),
+    typer.Option("--threads", min=1, help="Cores to use; by default all physical ones this process may use."),
 ]
 BackboneOption = Annotated[
     Optional[str],  # noqa: UP045

@@ -3,8 +3,8 @@
 Processors compute with them many times more slowly, and no score depends on them. Both libraries have a switch for that
 and neither is of use by itself: it stays on in the thread that called, so that other parts of a robot's program would
 compute differently, and ONNX Runtime throws it for the process's first session only. So the calling thread is switched
-here, and back again. Threads that a library starts inside the block take the setting over and keep it. OpenVINO may give
-a stage the threads of a model that another part of the program has closed, which compute as slowly as they did there.
+here, and back again. Threads that a library starts inside the block take the setting over and keep it. OpenVINO may
+give a stage the threads of a model that another part of the program has closed, which compute as they did there.
 
 This concerns x86 under Linux. Elsewhere nothing is switched.
 """

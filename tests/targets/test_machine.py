@@ -24,7 +24,7 @@ from tests.machines_kit import (
     processor,
     put,
 )
-from trunkline.targets import machine
+from trunkline.runtime.control_groups import MAX_FILE_BYTES
 from trunkline.targets.machine import Gpu, Machine, look
 
 UNLIMITED = 9223372036854771712  # version 1's word for no limit
@@ -190,9 +190,9 @@ NONSENSE = {
     "empty": b"",
     "garbage": np.random.default_rng(7).bytes(4096),
     "zeros": bytes(4096),
-    "huge line": b"R36 REVISION " * (machine.MAX_FILE_BYTES // 8),
-    "huge spaces": b" " * (2 * machine.MAX_FILE_BYTES) + b"x",
-    "huge name": b"Model: " + b"x" * machine.MAX_FILE_BYTES,
+    "huge line": b"R36 REVISION " * (MAX_FILE_BYTES // 8),
+    "huge spaces": b" " * (2 * MAX_FILE_BYTES) + b"x",
+    "huge name": b"Model: " + b"x" * MAX_FILE_BYTES,
     "huge number": b"# R" + b"9" * 9000 + b" (release), REVISION: " + b"9" * 9000,
     "huge memory": b"MemTotal: " + b"9" * 9000 + b" kB\nMemAvailable: " + b"9" * 25 + b" kB\n",
     "digits": b"9" * 9000,
