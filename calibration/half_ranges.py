@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from trunkline.calibration.half import MASK, infer_types
+from trunkline.runtime.backends import StageFiles, ort
+from trunkline.runtime.manifest import Stage
 
-_FOLDER = "session.model_external_initializers_file_folder_path"
 _SUFFIX = "/largest"
 
 
@@ -26,17 +26,20 @@ def largest_values(graph: Path, samples: Iterable[Mapping[str, NDArray[np.generi
     Args:
         graph: a float32 stage, its weight file beside it.
         samples: inputs by name.
+
+    Raises:
+        BackendError: ONNX Runtime cannot load the graph, or failed.
     """
     model = ir.load(graph)
     infer_types(model)
     names = _measure(model)
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(_FOLDER, str(graph.parent))
-    serialised = ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
+    files = StageFiles(
+        graph.parent.name, Stage((), (), {}), ir.to_proto(model).SerializeToString(), graph.parent.resolve()
+    )
+    session = ort.session(files, ort.options(files, {}), [ort.CPU])
     largest = dict.fromkeys(names, 0.0)
     for sample in samples:
-        found = session.run([name + _SUFFIX for name in names], dict(sample))
+        found = ort.run(session, files.name, [name + _SUFFIX for name in names], sample)
         for name, value in zip(names, found, strict=True):
             largest[name] = max(largest[name], float(value))
     return largest

@@ -20,13 +20,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
 from trunkline.calibration.half import HalfReport, to_half
 from trunkline.calibration.half_ranges import largest_values
 from trunkline.exporter.stages.trace import Contract, check_contract, lower, save
+from trunkline.runtime.backends import StageFiles, ort
 from trunkline.runtime.errors import ExportError
 from trunkline.runtime.manifest import TRT_VARIANT, Stage, Variant
 
@@ -125,11 +125,14 @@ def check_trt_variant(root: Path, name: str, stage: Stage, samples: Sequence[Fee
 
     Raises:
         ExportError: it is larger than ``TOLERANCE``, or something is not finite.
+        BackendError: ONNX Runtime cannot load one of them, or failed.
     """
-    sessions = [_session(root / stage.variants[variant].graph) for variant in (cpu_variant, TRT_VARIANT)]
+    graphs = [root / stage.variants[variant].graph for variant in (cpu_variant, TRT_VARIANT)]
+    files = [StageFiles(name, stage, graph.read_bytes(), graph.parent.resolve()) for graph in graphs]
+    sessions = [ort.session(each, ort.options(each, {}), [ort.CPU]) for each in files]
     worst = 0.0
     for sample in samples:
-        expected, found = (session.run(None, dict(sample))[0] for session in sessions)
+        expected, found = (ort.run(session, name, None, sample)[0] for session in sessions)
         difference = np.abs(found - expected).max() if np.isfinite(found).all() else np.inf
         worst = max(worst, float(difference))
     if worst > TOLERANCE:
@@ -149,7 +152,3 @@ def _largest(model: onnx_ir.Model, contract: Contract, folder: Path, samples: Se
     with TemporaryDirectory(prefix=".largest.", dir=folder) as place:
         save(model, contract, Path(place), TRT_VARIANT, "float32")
         return largest_values(Path(place) / contract.name / f"{TRT_VARIANT}.onnx", samples)
-
-
-def _session(graph: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])

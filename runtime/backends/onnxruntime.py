@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from trunkline.runtime.backends import Arrays, Missing, StageFiles, ort
 from trunkline.runtime.backends.contract import check_signature, smallest_inputs
-from trunkline.runtime.backends.denormals import flushed
 from trunkline.runtime.backends.forks import never_freed_in_a_child
 from trunkline.runtime.backends.ort import is_int8, library
 from trunkline.runtime.errors import BackendError
@@ -82,11 +81,7 @@ class OnnxSession:
         Raises:
             BackendError: ONNX Runtime failed, out of memory for instance.
         """
-        try:
-            with flushed():
-                results = self._session.run(self._outputs, dict(inputs))
-        except Exception as error:  # the library's exceptions share no base class
-            raise ort.failed_run(self._name, error) from error
+        results = ort.run(self._session, self._name, self._outputs, inputs)
         return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:

@@ -17,6 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trunkline.runtime.backends import StageFiles
 from trunkline.runtime.backends.contract import Port
 from trunkline.runtime.backends.denormals import flushed
@@ -82,7 +85,7 @@ def options(files: StageFiles, settings: Mapping[str, str]) -> Any:
     made = library().SessionOptions()
     made.intra_op_num_threads = files.threads or physical_cores()
     made.inter_op_num_threads = 1
-    made.log_severity_level = 3  # errors come as exceptions
+    made.log_severity_level = 4  # errors come as exceptions, and would be printed as well
     for key, value in {**SETTINGS, **settings}.items():
         made.add_session_config_entry(key, value)
     folder = _utf8(files.folder, "rename the folder, copy the bundle elsewhere, or load it with OpenVINO")
@@ -113,6 +116,19 @@ def session(files: StageFiles, options: Any, providers: Sequence[str | tuple[str
             found=str(error).strip()[:500],
             fix="update onnxruntime (1.23 or newer), or export the bundle again",
         ) from error
+
+
+def run(session: Any, name: str, outputs: Sequence[str] | None, inputs: Mapping[str, NDArray[np.generic]]) -> list[Any]:
+    """Outputs of a session of this module's, in order; all of them for None.
+
+    Raises:
+        BackendError: ONNX Runtime failed, out of memory for instance.
+    """
+    try:
+        with flushed():
+            return list(session.run(outputs, dict(inputs)))
+    except Exception as error:  # the library's exceptions share no base class
+        raise failed_run(name, error) from error
 
 
 def ports(tensors: list[Any]) -> list[Port]:
