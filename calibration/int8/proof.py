@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trunkline.calibration.int8.judge import Judge, damage
+from trunkline.calibration.int8.judge import Floats, Judge, damage
 from trunkline.calibration.int8.outcome import Budget, Proof, at_least
 from trunkline.calibration.int8.stage_inputs import StageInputs
 from trunkline.calibration.samples.sample import CalibrationSample
@@ -102,7 +102,8 @@ def prove(
         budget: what is asked.
         progress: counts decisions.
     """
-    reference, found = [], []
+    reference: list[Floats] = []
+    found: list[Floats] = []
     for start in range(0, len(samples), _AT_ONCE):
         progress("proving", start, len(samples))
         with StageInputs(ensemble, samples[start : start + _AT_ONCE]) as inputs:

@@ -118,8 +118,8 @@ def _consistent(calibration: CalibrationRecord | None, bundle: Bundle) -> Calibr
         problems.append(f"{len(calibration.members)} members, the bundle has {members}")
     if len(calibration.scores.reference) != len(calibration.scores.found):
         problems.append(f"{len(calibration.scores.reference)} scores against {len(calibration.scores.found)}")
-    damages = (calibration.all_int8, calibration.fused, calibration.proof.damage, *calibration.members)
-    damages = (*damages, *(each.damage for each in (*calibration.sensitivities, *calibration.steps)))
+    damages = [calibration.all_int8, calibration.fused, calibration.proof.damage, *calibration.members]
+    damages += [each.damage for each in calibration.sensitivities] + [each.damage for each in calibration.steps]
     problems += [
         f"{each.winners_kept} winners kept of {each.decisions} decisions"
         for each in damages
