@@ -149,6 +149,10 @@ class Sensitivity:
     damage: Damage
 
 
+#: How a step's ``what`` ends that moved many layers at once, the cleanest ones first.
+CLEANEST = "cleanest layers"
+
+
 @dataclass(frozen=True)
 class SearchStep:
     """One trial of the search: ``what`` was moved ``to`` a precision, and whether it stayed."""

@@ -19,8 +19,8 @@ from trunkline.runtime.errors import ParityError
 
 #: The search leaves this share of the budget to other back ends, which round a little differently.
 HEADROOM = 0.1
-#: What is tried for if a mix kept to the budget and did not prove it: these parts of the budget.
-TIGHTER = (0.5, 0.25, 0.125)
+#: What is tried for if a mix kept to the budget and did not prove it: these parts of what would just have proved it.
+TIGHTER = (0.75, 0.5, 0.25)
 
 
 def proven_mix(
@@ -59,12 +59,14 @@ def aims(budget: Budget, proofs: Sequence[Proof]) -> Iterator[Budget]:
     aim = replace(budget, max_score_change=budget.max_score_change * (1 - HEADROOM))
     yield aim
     for part in TIGHTER:
-        change, failing = aim.max_score_change, 1 - aim.min_agreement
         last = proofs[-1]
-        yield Budget(
-            change if last.scores >= last.asked else part * change,
-            aim.min_agreement if last.winners >= last.asked else 1 - part * failing,
-        )
+        scores, winners = (part * _excess(bound, last.asked) for bound in (last.scores, last.winners))
+        yield Budget(aim.max_score_change * min(1, scores), 1 - (1 - aim.min_agreement) * min(1, winners))
+
+
+def _excess(bound: float, asked: float) -> float:
+    """The failures that were asked for, over those that were proved; above any part where enough was proved."""
+    return (1 - asked) / (1 - bound) if bound < asked else math.inf
 
 
 def _met(found: SearchResult) -> bool:

@@ -4,7 +4,8 @@
 2. Each stage alone, and each block alone, is tried in int8, all else in float32: its damage.
 3. Blocks leave int8 arithmetic one after the other, those first that do most damage for the time they save, until the
    budget is met. Their weights stay int8 in the file. The number of blocks is found by bisection.
-4. Layers of those blocks come back one by one, the cleanest first, as long as the budget holds.
+4. Layers of those blocks come back, the cleanest first: as many at once as the budget bears, found by bisection, and
+   then one by one.
 5. If the budget is not met with every block out of int8 arithmetic, stored weights become float32 in the same way.
 
 Damage is judged on decisions, never on tensors. Times come from constants (the module ``rules``), so that
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from trunkline.calibration.int8.judge import Judge, Verdict
 from trunkline.calibration.int8.linears import block_of
-from trunkline.calibration.int8.outcome import Budget, LayerPrecision, SearchStep, Sensitivity
+from trunkline.calibration.int8.outcome import CLEANEST, Budget, LayerPrecision, SearchStep, Sensitivity
 from trunkline.calibration.int8.rules import RUNS_PER_FRAME, Costs, PlacementRules
 from trunkline.calibration.int8.stage_plan import Choice, StagePlan
 from trunkline.runtime.backends import StageFiles
@@ -32,8 +33,8 @@ from trunkline.runtime.progress import Progress, silent
 
 #: Precision of every stage's layers and stored tensors.
 Assignment = Mapping[str, Choice]
-#: Trials of layers that come back; each may take minutes on a large trunk.
-MAX_RETURNS = 48
+#: Trials of single layers that come back; each may take minutes on a large trunk.
+MAX_RETURNS = 24
 #: Written stages that are kept on the disk while searching.
 _FOLDERS = 12
 
@@ -167,7 +168,7 @@ class Search:
         return moved(high), best
 
     def _bring_back(self, lowest: Assignment, assignment: Assignment, verdict: Verdict) -> tuple[Assignment, Verdict]:
-        """Returns single layers to int8 while the budget holds, the cleanest and most useful first."""
+        """Returns layers to int8 while the budget holds, the cleanest and most useful first."""
         layers = [
             (stage, name)
             for stage, choice in assignment.items()
@@ -175,14 +176,22 @@ class Search:
             if choice[name] != lowest[stage][name]
         ]
         layers.sort(key=lambda place: (-self.plans[place[0]].layers[place[1]].signal_to_noise_db, place))
-        layers = layers[:MAX_RETURNS]
-        for index, (stage, name) in enumerate(layers):
-            self.progress("returning layers to int8", index, len(layers))
-            tried = {**assignment, stage: {**assignment[stage], name: lowest[stage][name]}}
+        low, high = 0, len(layers)  # with all of them it is where it came from, or nearly so
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried = _returned(assignment, lowest, layers[:middle])
+            found = self._try(f"the {middle} {CLEANEST}", "int8", tried, "layers of withdrawn blocks")
+            low, high = (middle, high) if self._met(found) else (low, middle)
+            verdict = found if self._met(found) else verdict
+        assignment = _returned(assignment, lowest, layers[:low])
+        singles = layers[low + 1 :][:MAX_RETURNS]
+        for index, (stage, name) in enumerate(singles):
+            self.progress("returning layers to int8", index, len(singles))
+            tried = _returned(assignment, lowest, [(stage, name)])
             found = self._try(f"{stage} {name}", "int8", tried, "a layer of a withdrawn block")
             if self._met(found):
                 assignment, verdict = tried, found
-        self.progress("returning layers to int8", len(layers), len(layers))
+        self.progress("returning layers to int8", len(singles), len(singles))
         return assignment, verdict
 
     def _try(self, what: str, to: LayerPrecision, assignment: Assignment, why: str) -> Verdict:
@@ -221,6 +230,14 @@ def cost_ms(plans: Mapping[str, StagePlan], assignment: Assignment, rules: Place
 def _cost_ms(plan: StagePlan, name: str, costs: Costs) -> float:
     layer = plan.layers[name]
     return RUNS_PER_FRAME.get(plan.name, 1.0) * costs.milliseconds(layer.rows, layer.inputs, layer.outputs)
+
+
+def _returned(assignment: Assignment, lowest: Assignment, layers: Iterable[tuple[str, str]]) -> Assignment:
+    """The assignment with these layers as they are in ``lowest``."""
+    changed = {stage: dict(choice) for stage, choice in assignment.items()}
+    for stage, name in layers:
+        changed[stage][name] = lowest[stage][name]
+    return changed
 
 
 def _blocks(choice: Choice) -> list[str]:

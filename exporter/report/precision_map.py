@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trunkline.calibration.int8.outcome import CalibrationRecord, LayerOutcome, SearchStep
+from trunkline.calibration.int8.outcome import CLEANEST, CalibrationRecord, LayerOutcome, SearchStep
 from trunkline.exporter.report.blocks import Cell, PrecisionMap
 from trunkline.exporter.report.words import few_digits
 
@@ -40,7 +40,8 @@ def kind_of(layer: LayerOutcome) -> str:
 def reason(layer: LayerOutcome, steps: Sequence[SearchStep]) -> str:
     """Why a layer is what it is: the last step of the search that moved it there."""
     kept = [step for step in steps if step.kept and concerns(step, layer)]
-    fitting = [step for step in kept if step.to == layer.precision] or kept
+    together = [step for step in steps if kept and step.kept and step.what.endswith(CLEANEST)]
+    fitting = [step for step in kept if step.to == layer.precision] or together or kept
     if fitting:
         return f"{fitting[-1].why}; largest score change {few_digits(fitting[-1].damage.max_score_change)}"
     return "as the search began; nothing moved it"

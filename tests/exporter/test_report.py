@@ -242,6 +242,11 @@ def test_stages_that_differ_are_measured(bundle: Path, full: Report, tmp_path: P
         (lambda made_up: replace(made_up, members=made_up.members[:2]), "2 members, the bundle has 3"),
         (lambda made_up: replace(made_up, scores=ScorePairs((0.1, 0.2), (0.1,))), "2 scores against 1"),
         (lambda made_up: replace(made_up, layers=(replace(made_up.layers[0], stage="arm"),)), "a stage 'arm'"),
+        (lambda made_up: replace(made_up, fused=replace(made_up.fused, decisions=0)), "winners kept of 0 decisions"),
+        (
+            lambda made_up: replace(made_up, all_int8=replace(made_up.all_int8, winners_kept=201)),
+            "201 winners kept of 2",
+        ),
     ],
 )
 def test_a_record_of_another_bundle_is_refused(bundle: Path, tmp_path: Path, change: Any, decisive: str) -> None:
@@ -387,3 +392,15 @@ def test_words(found: str, expected: str) -> None:
 def test_the_budget_of_the_kit_is_met() -> None:
     assert BUDGET.met(calibration_record().fused)
     assert not BUDGET.met(calibration_record().all_int8)
+
+
+def test_a_layer_that_came_back_with_others_says_so() -> None:
+    layer = LayerOutcome("vision", "features.trunk.blocks.3", "features.trunk.blocks.3.attn.qkv", "int8")
+    withdrawn = SearchStep("vision features.trunk.blocks.3", "stored", damage(0.01), True, "alone it saves 3.1 ms")
+    back = SearchStep("the 12 cleanest layers", "int8", damage(0.004), True, "layers of withdrawn blocks")
+    refused = replace(back, what="the 24 cleanest layers", damage=damage(0.06), kept=False)
+    assert reason(layer, (withdrawn, refused, back)).startswith(
+        "layers of withdrawn blocks; largest score change 0.004"
+    )
+    assert reason(replace(layer, precision="stored"), (withdrawn, back)).startswith("alone it saves 3.1 ms")
+    assert reason(layer, (back,)) == "as the search began; nothing moved it"

@@ -143,13 +143,16 @@ def test_the_fastest_mix_that_is_proved_ships() -> None:
 
 
 def test_what_is_not_proved_makes_way_for_a_cleaner_mix() -> None:
-    search = Scripted(ALL, ALL, SOME)
-    assert chosen(search, made_up(505), made_up(520)) == (SOME, made_up(520))
+    search, first = Scripted(ALL, ALL, SOME), made_up(505)
+    assert chosen(search, first, made_up(520)) == (SOME, made_up(520))
     assert [each.max_score_change for each in search.asked] == [0.05 * (1 - HEADROOM)] * 3
-    assert [each.min_agreement for each in search.asked] == pytest.approx([0.97, 0.985, 0.9925])
-    search = Scripted(ALL, SOME)
-    chosen(search, made_up(522, within=500), made_up(520))
-    assert search.asked[1] == Budget(0.05 * (1 - HEADROOM) / 2, 0.97)
+    missed = 0.03 / (1 - first.winners)
+    failing = [1 - each.min_agreement for each in search.asked]
+    assert failing == pytest.approx([0.03, 0.03 * 0.75 * missed, 0.03 * 0.5 * missed])
+    search, first = Scripted(ALL, SOME), made_up(522, within=500)
+    chosen(search, first, made_up(520))
+    assert search.asked[1].max_score_change == pytest.approx(0.05 * (1 - HEADROOM) * 0.75 * 0.03 / (1 - first.scores))
+    assert search.asked[1].min_agreement == pytest.approx(0.97)
 
 
 def test_only_so_many_mixes_are_proved() -> None:
