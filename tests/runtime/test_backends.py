@@ -359,6 +359,20 @@ def test_more_rows_than_an_engine_takes(backend: Backend, own: Path) -> None:
         assert ensemble.score(frame(), "go", windows(most["N"])).scores.shape == (most["N"],)
 
 
+def test_denormal_inputs_are_nothing(backend: Backend, files_of: Stages, tolerance: Tolerance) -> None:
+    """Beside usual numbers and alone; and the caller's own denormals stay what they are."""
+    files = files_of("action")
+    session = backend.open_stage(files)
+    usual = sample(files.stage, 4)["history"]
+    gone = usual * (np.arange(usual.shape[2]) % 2).astype(np.float32)
+    gone[3] = 0
+    tiny = np.where(gone == 0, usual * np.float32(1e-39), gone)
+    assert (tiny[3] != 0).all()
+    expected, found = (session.run({"history": each})["action"] for each in (gone, tiny))
+    np.testing.assert_allclose(found, expected, atol=tolerance.parts)
+    assert np.float32(1e-40) * np.float32(1) != 0
+
+
 def test_results_outlive_the_next_run(backend: Backend, files_of: Stages) -> None:
     files = files_of("action")
     session = backend.open_stage(files)
