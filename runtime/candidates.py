@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trunkline.runtime.errors import CandidateError
+from trunkline.runtime.exact import described, fix_for, is_plain
 from trunkline.runtime.manifest import ActionsEntry
 
 MAX_CANDIDATES = 4096
@@ -69,6 +70,13 @@ def count(histories: Sequence[ArrayLike] | NDArray[np.generic]) -> int:
 
 
 def _check_count(histories: object) -> None:
+    if isinstance(histories, np.ndarray) and not is_plain(histories):
+        raise CandidateError(
+            "candidates cannot be scored",
+            expected="a plain array of numpy, or a list of windows",
+            found=described(histories),
+            fix=fix_for("", histories),
+        )
     ready = isinstance(histories, np.ndarray) and histories.ndim == 3
     if not ready and (isinstance(histories, np.ndarray | str | bytes) or not isinstance(histories, Sequence)):
         found = f"array of shape {histories.shape}" if isinstance(histories, np.ndarray) else type(histories).__name__
@@ -105,7 +113,7 @@ def _convert(
 
 def _window(history: ArrayLike, actions: ActionsEntry) -> NDArray[np.float32] | str:
     """One window (h, A), or what is wrong with it."""
-    if problem := _length_problem(history, actions):
+    if problem := _special(history) or _length_problem(history, actions):
         return problem
     try:
         window = np.asarray(history)
@@ -119,6 +127,14 @@ def _window(history: ArrayLike, actions: ActionsEntry) -> NDArray[np.float32] | 
         return problem
     with np.errstate(over="ignore"):  # what overflows float32 is reported as not finite
         return window.astype(np.float32)
+
+
+def _special(history: object) -> str | None:
+    """What numpy would make plain numbers of, though it may mean something else."""
+    for each in (history, *(history if isinstance(history, list | tuple) else ())):
+        if isinstance(each, np.ndarray) and not is_plain(each):
+            return f"{described(each)} instead of plain numbers; {fix_for('', each)}"
+    return None
 
 
 def _length_problem(history: object, actions: ActionsEntry) -> str | None:

@@ -18,6 +18,7 @@ from trunkline.runtime import candidates, fusion
 from trunkline.runtime.backends import Backend, Session, StageFiles, choose
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import BackendError, ClosedError, InputError, SensorError
+from trunkline.runtime.exact import is_plain
 from trunkline.runtime.features import FrameFeatures, SensorFeatures
 from trunkline.runtime.graph import CacheLimits, ContentNames, Source, StageCounts, StageGraph, on_host
 from trunkline.runtime.image import to_pixels
@@ -378,7 +379,7 @@ class Ensemble:
         """An array is known by its raw bytes, so that a known frame is not even resized again."""
         if isinstance(image, FrameFeatures):
             return {"patches": image.source(self.bundle.digest)}
-        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
+        if is_plain(image) and image.dtype == np.uint8 and image.ndim == 3:
             raw = image.tobytes()  # a copy: a camera driver may write the next frame before this one is looked at
             name = self._frames.name(raw, image.shape)
             frame = np.frombuffer(raw, np.uint8).reshape(image.shape)

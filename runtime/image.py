@@ -7,8 +7,9 @@ Scaling to [0, 1], mean and standard deviation are part of the vision graph and 
 since version 13 it reduces tall images in another order, so their values can differ slightly from older versions'.
 
 Refuses, each with the way to put it right: what the reference would clip or reinterpret in silence (16-bit, float,
-channel-first and grey arrays), rotated (EXIF) and multi-frame images, unreadable files, and sizes without sense or
-without bound. An array's channel order cannot be seen: it is RGB, so convert OpenCV's BGR first.
+channel-first and grey arrays), files of more than 8 bits per channel, rotated (EXIF) and multi-frame images, unreadable
+files, and sizes without sense or without bound. An array's channel order cannot be seen: it is RGB, so convert OpenCV's
+BGR first. Nor can be seen what Pillow has decoded before: of a file that is 16-bit RGB it keeps the upper 8 bits.
 
 Pure functions: any thread may call them, as long as no two threads share one PIL image that is not loaded yet.
 """
@@ -16,17 +17,19 @@ Pure functions: any thread may call them, as long as no two threads share one PI
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from trunkline.runtime.errors import ImageError
+from trunkline.runtime.exact import described, fix_for, is_plain
 
 ResizeMode = Literal["squash", "shortest", "longest"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -39,6 +42,12 @@ PIL_MODES = ("RGB", "L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr")
 
 # Formats whose header is read without decoding. WebP takes the memory of all pixels first, EPS runs another program.
 FILE_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF")
+
+# Formats that hold 8 or 16 bits, or floats, without a sign of it in what Pillow knows before it decodes.
+_DEPTH_UNSEEN = ("JPEG2000", "AVIF", "HEIF", "DDS", "SGI")
+_DEEP_RAW = re.compile(r"(?!BGR;).*;(?:10|12|14|16|32)")  # BGR;16 of a BMP has 5 or 6 bits per channel
+_TIFF_BITS, _TIFF_SAMPLE_FORMAT = 0x0102, 0x0153
+_SIGNED_OR_FLOAT = (2, 3)
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _ORIENTATION_TAG = 0x0112
@@ -110,12 +119,24 @@ def to_pixels(image: Image.Image | NDArray[np.uint8], spec: ImageSpec) -> NDArra
     Raises:
         ImageError: the image is not one that the trunk can judge.
     """
+    check_image(image)
     if isinstance(image, np.ndarray):
         return _pixels_of_array(image, spec)
-    if isinstance(image, Image.Image):
-        _check_image(image)
-        return np.array(_to_rgb(_fit(image, spec)))
-    raise _not_an_image(image)
+    return np.array(_to_rgb(_fit(image, spec)))
+
+
+def check_image(image: Image.Image | NDArray[np.uint8]) -> None:
+    """Refuses what :func:`to_pixels` does for every target; a PIL image is decoded.
+
+    Raises:
+        ImageError: the image is not one that the trunk can judge.
+    """
+    if isinstance(image, np.ndarray):
+        _check_array(image)
+    elif isinstance(image, Image.Image):
+        _check_pil(image)
+    else:
+        raise _not_an_image(image)
 
 
 def normalised(pixels: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
@@ -150,7 +171,7 @@ def decode_png(content: bytes, where: object) -> Image.Image:
 def _decoded(source: Path | io.BytesIO, where: object, formats: tuple[str, ...]) -> Image.Image:
     try:
         with Image.open(source, formats=formats) as image:
-            _check_image(image)
+            _check_pil(image)
             return image.copy()  # a plain image, independent of the file that is closed here
     except _DECODING_ERRORS as error:
         raise ImageError(
@@ -163,7 +184,6 @@ def _decoded(source: Path | io.BytesIO, where: object, formats: tuple[str, ...])
 
 
 def _pixels_of_array(array: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
-    _check_array(array)
     height, width, _ = array.shape
     target = (spec.height, spec.width)
     if (height, width) == target == _resized(height, width, spec):
@@ -235,7 +255,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_image(image: Image.Image) -> None:
+def _check_pil(image: Image.Image) -> None:
     """Header first, so that nothing large is decoded in vain; again afterwards, because decoders may correct it."""
     where = getattr(image, "filename", None) or None
     _check_header(image, where)
@@ -266,7 +286,40 @@ def _check_header(image: Image.Image, where: object) -> None:
             found=f"mode {image.mode}",
             fix=fix,
         )
+    if deep := _deep(image):
+        raise ImageError(
+            "the image's file has more than 8 bits per channel, or may have; Pillow cuts them off in silence",
+            where=where,
+            expected="8 bits per channel",
+            found=deep,
+            fix="scale the values that matter to 0..255 and write the file with 8 bits",
+        )
     _check_size(image.height, image.width, where)
+
+
+def _deep(image: Image.Image) -> str | None:
+    """What a file says of more than 8 bits per channel; Pillow's mode does not, and once decoded nothing does."""
+    bits, forms = (_tag(image, number) for number in (_TIFF_BITS, _TIFF_SAMPLE_FORMAT))
+    if any(isinstance(each, int) and each > 8 for each in bits):
+        return f"{bits} bits per channel"
+    if any(form in _SIGNED_OR_FLOAT for form in forms):
+        return "values with a sign, or floats"
+    tiles: list[tuple[Any, ...]] = getattr(image, "tile", [])
+    if tiles and image.format in _DEPTH_UNSEEN:
+        return f"{image.format}, of which the depth cannot be seen; decode it yourself (image.copy()) if it has 8 bits"
+    for codec, _, _, arguments in tiles:
+        rawmode, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
+        if _DEEP_RAW.match(str(rawmode)):
+            return f"values of the form {rawmode}"
+        if codec in ("ppm", "ppm_plain") and rest and rest[0] > 255:
+            return f"values up to {rest[0]}"
+    return None
+
+
+def _tag(image: Image.Image, number: int) -> tuple[Any, ...]:
+    """A tag of a TIFF file, nothing for other files."""
+    value = getattr(image, "tag_v2", {}).get(number, ())
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _check_size(height: int, width: int, where: object = None) -> None:
@@ -317,6 +370,13 @@ def _check_upright(orientation: object, where: object) -> None:
 
 
 def _check_array(array: NDArray[np.uint8]) -> None:
+    if not is_plain(array):
+        raise ImageError(
+            "the image array is of a class of its own, which may mean something else than its numbers",
+            expected="a plain array of numpy",
+            found=described(array),
+            fix=fix_for("", array),
+        )
     if array.dtype != np.uint8:
         raise ImageError(
             "the image array does not hold 8-bit values",

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic
 
-import numpy as np
-
-from trunkline.runtime.errors import InputError
+from trunkline.runtime.exact import whole_ns
 from trunkline.runtime.loop.clock import Clock, Predicate
 from trunkline.runtime.loop.features import Features, Item, Newest
 from trunkline.runtime.loop.schedule import Tick, Ticker
@@ -84,15 +82,8 @@ class Encoding(Generic[Item]):
         return None
 
     def _stamp_ns(self, item: Item) -> int:
-        stamp = self._encoder.stamp(item)
-        if not isinstance(stamp, int | np.integer):  # of None no age can be told, and NaN lies behind no bound
-            raise InputError(
-                "what was captured has no usable stamp",
-                where=type(item).__name__,
-                expected="nanoseconds of the loop's clock, a whole number",
-                found=repr(stamp),
-            )
-        return int(stamp)
+        # Of None no age can be told, and NaN lies behind no bound.
+        return whole_ns(self._encoder.stamp(item), f"when a {type(item).__name__} was captured")
 
     def _encode(self, item: Item, stamp_ns: int, clock: Clock) -> None:
         started_ns = clock.now_ns()

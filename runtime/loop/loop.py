@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from trunkline.runtime.errors import InputError
+from trunkline.runtime.exact import is_number
 from trunkline.runtime.loop.clock import Clock, Started, SystemClock
 from trunkline.runtime.loop.encoding import Encoder, Encoding, Patience
 from trunkline.runtime.loop.features import Newest
@@ -86,7 +87,7 @@ class Loop:
             InputError: the loop ran before, ``seconds`` is no duration, or a source did not return at the end.
             Exception: whatever ``act``, a source, the ensemble or the observer raised that is not tolerated.
         """
-        if seconds is not None and not seconds > 0:
+        if seconds is not None and not (is_number(seconds) and seconds > 0):
             raise InputError("a loop cannot run for this long", expected="seconds above 0", found=seconds)
         if not self._claim.acquire(blocking=False):
             raise InputError("a loop runs once", fix="make another Loop")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trunkline.runtime.errors import BackendError, InputError
+from trunkline.runtime.exact import is_number, told
 
 #: A period shorter than this is not kept by an operating system that is not made for it.
 MAX_HZ = 1000.0
 MIN_HZ = 0.001
 MAX_BOUND_MS = 3_600_000.0
+_DURATIONS = ("frame_bound", "sensor_bound", "deadline", "wait", "poll", "future")
 #: What a camera, a sensor or the ensemble may raise without ending the loop. ClosedError is none of them.
 TOLERATED: tuple[type[Exception], ...] = (InputError, BackendError, OSError)
 
@@ -77,9 +78,21 @@ class LoopPlan:
 
     def check(self, *, with_sensor: bool) -> None:
         """Raises InputError, with every reason, if no loop can run by this plan."""
-        problems = [*self._rate_problems(), *self._duration_problems(), *self._sensor_problems(with_sensor)]
+        problems = list(self._not_numbers()) or [*self._rate_problems(), *self._duration_problems()]
+        problems += self._sensor_problems(with_sensor)
         if problems:
             raise InputError("no loop can run by this plan", found=problems)
+
+    def _not_numbers(self) -> Iterator[str]:
+        """What cannot be compared with anything; NaN and infinity are told with the bounds that they break."""
+        values: dict[str, object] = {f"{name}_ms": getattr(self, f"{name}_ms") for name in _DURATIONS}
+        for name in ("vision", "sensor", "scoring"):
+            rate = getattr(self, name)
+            values |= {f"{name}.hz": rate.hz, f"{name}.phase_ms": rate.phase_ms}
+        optional = ("sensor_bound_ms", "deadline_ms")
+        for name, value in values.items():
+            if not (is_number(value) or isinstance(value, float) or (value is None and name in optional)):
+                yield f"{name} is {told(value)}, not a number"
 
     def _rate_problems(self) -> Iterator[str]:
         for name, rate in (("vision", self.vision), ("sensor", self.sensor), ("scoring", self.scoring)):
@@ -100,7 +113,7 @@ class LoopPlan:
         for name, value in {"wait_ms": self.wait_ms, "future_ms": self.future_ms}.items():
             if not 0 <= value <= MAX_BOUND_MS:
                 yield f"{name} is {value:g}, not 0 to {MAX_BOUND_MS:g}"
-        if math.isfinite(self.wait_ms) and self.scoring.hz > 0 and nanoseconds(self.wait_ms) > self.deadline_ns:
+        if is_number(self.wait_ms) and self.scoring.hz > 0 and nanoseconds(self.wait_ms) > self.deadline_ns:
             yield f"wait_ms is {self.wait_ms:g}, behind the deadline"
 
     def _sensor_problems(self, with_sensor: bool) -> Iterator[str]:

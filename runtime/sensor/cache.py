@@ -18,7 +18,6 @@ overtook. ``None`` in place of a window is no error: there are no samples.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -28,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.runtime.errors import SensorError
+from trunkline.runtime.exact import described, is_number, is_plain, is_whole, whole_ns
 from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.intake import Counts, StreamRules
 from trunkline.runtime.sensor.ring import Ring
 from trunkline.runtime.sensor.window import MISSING_TOLERANCE, Rows, SensorWindow, interval_range, point_range
-from trunkline.runtime.sensor.writer import State, StreamWriter, described
+from trunkline.runtime.sensor.writer import State, StreamWriter
 
 Clock = Literal["host", "sensor"]
 
@@ -91,10 +91,11 @@ class SensorCache:
         Args:
             timestamps_ns: (n,) int64, the sensor's stamps.
             samples: (n, C) float32, any strides; they are copied.
-            received_ns: the host's time of arrival. It gives the offset between the clocks.
+            received_ns: the host's time of arrival, whole nanoseconds. It gives the offset between the clocks.
 
         Raises:
-            SensorError: wrong types or shapes, or another thread is pushing. Nothing was stored or counted then.
+            SensorError: wrong types or shapes, a time that is not whole, or another thread is pushing. Nothing was
+                stored or counted then.
         """
         self._writer.push(timestamps_ns, samples, received_ns)
 
@@ -281,7 +282,7 @@ class SensorCache:
 
     def _check_hop(self, hop: int) -> None:
         most = self._ring.history - self.form.samples
-        if not (0 < hop <= most and hop % TOTAL_STRIDE == 0):
+        if not (is_whole(hop) and 0 < hop <= most and hop % TOTAL_STRIDE == 0):
             raise SensorError(
                 f"windows cannot slide by {hop} samples",
                 expected=f"a multiple of {TOTAL_STRIDE}, the encoder's total stride, up to {most}",
@@ -293,7 +294,7 @@ class SensorCache:
         shape = (self.form.samples, self.form.channels)
         if out is None:
             return
-        if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape or not out.flags.writeable:
+        if not is_plain(out) or out.dtype != np.float32 or out.shape != shape or not out.flags.writeable:
             found = described(out) + (
                 ", not writeable" if isinstance(out, np.ndarray) and not out.flags.writeable else ""
             )
@@ -303,7 +304,7 @@ class SensorCache:
 def _history(form: SensorForm, seconds: float, rules: StreamRules) -> int:
     """Rows of history, or every reason why there cannot be any."""
     problems = [*form.problems(), *rules.problems()]
-    if not form.duration_s <= seconds <= MAX_SECONDS:
+    if not (is_number(seconds) and form.duration_s <= seconds <= MAX_SECONDS):
         problems.append(f"seconds is {seconds}, not from one window ({form.duration_s:g}) to {MAX_SECONDS:g}")
     if not problems:
         # A product like 0.1 * 650 must not become one row more.
@@ -317,10 +318,7 @@ def _history(form: SensorForm, seconds: float, rules: StreamRules) -> int:
 
 def _sensor_time(time_ns: int, clock: Clock, state: State) -> int:
     """A time in the sensor's clock, kept within what stamps can be."""
-    try:
-        time_ns = operator.index(time_ns)
-    except TypeError as error:
-        raise SensorError("a time is not whole nanoseconds", found=repr(time_ns), fix="round(seconds * 1e9)") from error
+    time_ns = whole_ns(time_ns, "a time that the cache is asked about", SensorError)
     offset_ns = _offset(clock, state)
     if offset_ns is None:
         raise SensorError(

@@ -36,6 +36,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.runtime.exact import is_number, is_stamp, is_whole, told
 from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.ring import PIECE
 
@@ -78,11 +79,14 @@ class StreamRules:
         """What cannot be, in words."""
         for name in ("backward_s", "ahead_s", "future_s"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= MAX_BOUND_S:
+            if value is not None and not (is_number(value) and 0 < value <= MAX_BOUND_S):
                 yield f"{name} is {value}, not above 0 and up to {MAX_BOUND_S:g}"
         for name in ("confirm", "offset_blocks", "max_bytes"):
-            if not getattr(self, name) >= 1:
-                yield f"{name} is {getattr(self, name)}, less than 1"
+            value = getattr(self, name)
+            if not (is_whole(value) and value >= 1):
+                yield f"{name} is {value}, not a whole number from 1"
+        if self.offset_ns is not None and not is_stamp(self.offset_ns):
+            yield f"offset_ns is {told(self.offset_ns)}, not whole nanoseconds"
 
 
 @dataclass(frozen=True)

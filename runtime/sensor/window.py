@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.runtime.errors import SensorError
+from trunkline.runtime.exact import described, fix_for, is_number, is_plain, is_stamp, is_whole, told
 from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.resample import resample
 
@@ -107,28 +108,44 @@ def pad(rows: Rows, form: SensorForm) -> Rows:
 
 def check_window(window: SensorWindow, form: SensorForm) -> None:
     """Raises SensorError, with every reason, if an encoder of this form cannot read the window."""
-    problems = list(_shape_problems(window.samples, form)) or list(_stream_problems(window, form))
+    problems = window_problems(window) or _shape_problems(window.samples, form) or _stream_problems(window, form)
     if problems:
         raise SensorError(
             "a sensor window is not one that the encoder was trained on",
             expected=f"{form.samples} samples of {form.channels} numbers at {form.rate_hz:g} Hz, "
             f"{form.duration_s:g} s" + (", or fewer" if form.adaptive or form.padding != "none" else ""),
             found=problems,
-            fix="feed the stream of the training recordings; if it really is that one, state its rate and duration "
-            "when the ensemble is merged",
+            fix=fix_for(
+                "feed the stream of the training recordings; if it really is that one, state its rate and duration "
+                "when the ensemble is merged",
+                window.samples,
+            ),
         )
 
 
-def _shape_problems(samples: object, form: SensorForm) -> list[str]:
-    if not isinstance(samples, np.ndarray) or samples.dtype != np.float32 or samples.ndim != 2:
-        found = f"{samples.dtype} {samples.shape}" if isinstance(samples, np.ndarray) else type(samples).__name__
-        return [f"{found} instead of float32 (samples, {form.channels})"]
+def window_problems(window: SensorWindow) -> list[str]:
+    """Why this cannot be a window of any stream, in words; nothing if it can."""
+    samples, problems = window.samples, []
+    if not is_plain(samples) or samples.dtype != np.float32 or samples.ndim != 2:
+        problems.append(f"{described(samples)} instead of float32 (samples, channels)")
+    elif len(samples) == 0:
+        problems.append("no samples")
+    if not (is_number(window.rate_hz) and window.rate_hz > 0):
+        problems.append(f"a stream of {window.rate_hz} Hz")
+    if window.end_ns is not None and not is_stamp(window.end_ns):
+        problems.append(f"end_ns is {told(window.end_ns)}, not whole nanoseconds")
+    counts = {"missing": window.missing, "position": window.position, "stream": window.stream or 0}
+    problems += [
+        f"{name} is {told(value)}, not a whole number" for name, value in counts.items() if not is_whole(value)
+    ]
+    return problems
+
+
+def _shape_problems(samples: Rows, form: SensorForm) -> list[str]:
     problems = []
     if samples.shape[1] != form.channels:
         problems.append(f"{samples.shape[1]} numbers per sample instead of {form.channels}")
-    if len(samples) == 0:
-        problems.append("no samples")
-    elif form.adaptive and len(samples) > form.samples:
+    if form.adaptive and len(samples) > form.samples:
         problems.append(f"{len(samples)} samples, more than the {form.samples} of the longest window")
     elif not form.adaptive and form.padding == "none" and len(samples) < form.samples:
         problems.append(f"{len(samples)} samples, and short windows are not padded")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.runtime.errors import SensorError
+from trunkline.runtime.exact import described, fix_for, is_plain, whole_ns
 from trunkline.runtime.sensor.clock_offset import ClockOffset
 from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.intake import REFUSED, Counts, Intake, StreamRules
@@ -68,6 +69,8 @@ class StreamWriter:
     def push(self, stamps: Stamps, samples: Rows, received_ns: int | None) -> None:
         """See :meth:`trunkline.runtime.sensor.cache.SensorCache.push`."""
         check_block(stamps, samples, self._channels)
+        if received_ns is not None:
+            received_ns = whole_ns(received_ns, "received_ns", SensorError)
         if not self._writing.acquire(blocking=False):
             raise SensorError("two threads push into one sensor cache", fix="give each stream one receiving thread")
         try:
@@ -144,11 +147,11 @@ def added(counts: Counts, tally: Counter[str], missing: int) -> Counts:
 
 
 def check_block(stamps: object, samples: object, channels: int) -> None:
-    """Raises SensorError, with every reason, unless these are (n,) int64 and (n, channels) float32."""
+    """Raises SensorError, with every reason, unless these are plain arrays (n,) int64 and (n, channels) float32."""
     problems = []
-    if not isinstance(stamps, np.ndarray) or stamps.dtype != np.int64 or stamps.ndim != 1:
+    if not is_plain(stamps) or stamps.dtype != np.int64 or stamps.ndim != 1:
         problems.append(f"timestamps_ns: {described(stamps)}")
-    if not isinstance(samples, np.ndarray) or samples.dtype != np.float32 or samples.ndim != 2:
+    if not is_plain(samples) or samples.dtype != np.float32 or samples.ndim != 2:
         problems.append(f"samples: {described(samples)}")
     elif samples.shape[1] != channels:
         problems.append(f"samples: {samples.shape[1]} numbers each")
@@ -159,11 +162,10 @@ def check_block(stamps: object, samples: object, channels: int) -> None:
             "a block of sensor samples cannot be taken",
             expected=f"timestamps_ns (n,) int64 and samples (n, {channels}) float32",
             found=problems,
-            fix="convert where the datagram is read; stamps in seconds lose digits as float32 and must become whole "
-            "nanoseconds",
+            fix=fix_for(
+                "convert where the datagram is read; stamps in seconds lose digits as float32 and must become whole "
+                "nanoseconds",
+                stamps,
+                samples,
+            ),
         )
-
-
-def described(value: object) -> str:
-    """Type and shape in words."""
-    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

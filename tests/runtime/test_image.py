@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 import subprocess
 import sys
 import warnings
@@ -18,9 +19,19 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 
+from tests.deep_images import DEEP_FILES, deep_ppm, signed_tiff
 from trunkline.runtime import image as image_module
 from trunkline.runtime.errors import ImageError
-from trunkline.runtime.image import MAX_PIXELS, MIN_SIDE_PX, PIL_MODES, ImageSpec, normalised, open_image, to_pixels
+from trunkline.runtime.image import (
+    MAX_PIXELS,
+    MIN_SIDE_PX,
+    PIL_MODES,
+    ImageSpec,
+    decode_png,
+    normalised,
+    open_image,
+    to_pixels,
+)
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RESIZE_MODES = ("squash", "shortest", "longest")
@@ -243,6 +254,8 @@ REFUSED_ARRAYS = {
     "empty": (np.zeros((0, 40, 3), np.uint8), "(?s)is empty.*0 x 40"),
     "1 x 1": (np.zeros((1, 1, 3), np.uint8), "(?s)too small.*at least 8 pixels.*1 x 1"),
     "thin": (np.zeros((40, 7, 3), np.uint8), "(?s)too small.*40 x 7"),
+    "masked": (np.ma.masked_array(np.zeros((40, 40, 3), np.uint8), True), r"(?s)class of its own.*MaskedArray.*filled"),
+    "a class of its own": (np.zeros((40, 40, 3), np.uint8).view(np.recarray), r"(?s)class of its own.*numpy\.asarray"),
     "huge": (np.broadcast_to(np.uint8(0), (8001, 8000, 3)), "(?s)too large.*8001 x 8000"),
 }
 
@@ -410,6 +423,51 @@ class TestFiles:
         values = Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40))
         with pytest.raises(ImageError, match=r"(?s)no faithful way.*deep\.png.*mode I;16"):
             open_image(saved(tmp_path / "deep.png", values))
+
+    @pytest.mark.parametrize("name", DEEP_FILES)
+    def test_more_than_8_bits_that_pillow_hides(self, tmp_path: Path, name: str) -> None:
+        """Values of a 12-bit camera would become those of a nearly black 8-bit image."""
+        path = tmp_path / name
+        path.write_bytes(DEEP_FILES[name])
+        with Image.open(path) as cut:
+            assert cut.mode in PIL_MODES  # which is why the mode does not show it
+            assert name.endswith(("12-bit.ppm", "plain.ppm")) or np.asarray(cut)[..., 0].max() <= 16  # of 255
+        for read in (open_image, lambda path: to_pixels(Image.open(path), a_spec())):
+            with pytest.raises(ImageError, match=r"(?s)more than 8 bits per channel.*" + name + ".*8 bits"):
+                read(path)
+
+    def test_values_with_a_sign(self, tmp_path: Path) -> None:
+        (tmp_path / "signed.tiff").write_bytes(signed_tiff())
+        with pytest.raises(ImageError, match=r"(?s)more than 8 bits.*values with a sign"):
+            open_image(tmp_path / "signed.tiff")
+
+    def test_a_recorded_or_golden_png_of_16_bits(self) -> None:
+        with pytest.raises(ImageError, match=r"(?s)more than 8 bits.*RGB;16B"):
+            decode_png(DEEP_FILES["rgb.png"], "here")
+
+    @pytest.mark.parametrize("image_format", ["JPEG2000", "AVIF", "DDS", "SGI"])
+    def test_formats_that_do_not_show_their_depth(self, image_format: str) -> None:
+        file = io.BytesIO()
+        try:
+            an_image("RGB", 50, 40).save(file, image_format)
+        except (OSError, KeyError):
+            pytest.skip(f"this Pillow writes no {image_format}")
+        with pytest.raises(ImageError, match=r"(?s)may have.*depth cannot be seen.*image\.copy"):
+            to_pixels(Image.open(file), a_spec())
+        assert to_pixels(Image.open(file).copy(), a_spec()).shape == (32, 32, 3)  # the caller's word
+
+    @pytest.mark.parametrize("most", [1, 15, 200, 255])
+    def test_a_file_of_fewer_levels_is_spread_over_all(self, tmp_path: Path, most: int) -> None:
+        (tmp_path / "few.ppm").write_bytes(deep_ppm(most))
+        assert np.asarray(open_image(tmp_path / "few.ppm")).max() == 255
+
+    def test_a_bitmap_of_16_bits_a_pixel_has_fewer_a_channel(self, tmp_path: Path) -> None:
+        header = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, 16, 3, 512, 0, 0, 0, 0) + struct.pack(
+            "<III", 0xF800, 0x7E0, 0x1F
+        )
+        begin = b"BM" + struct.pack("<IHHI", 14 + len(header) + 512, 0, 0, 14 + len(header))
+        (tmp_path / "565.bmp").write_bytes(begin + header + b"\xff" * 512)
+        assert np.asarray(open_image(tmp_path / "565.bmp")).min() == 255
 
     @pytest.mark.parametrize("name", ["frame.jpg", "frame.png", "frame.tiff", "frame.bmp", "frame.ppm"])
     @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on TIFF tags

@@ -201,14 +201,14 @@ class StampedCamera(FakeCamera):
         return None if frame is None else frame._replace(captured_ns=[frame.captured_ns, self.stamp][self.shown % 2])
 
 
-@pytest.mark.parametrize("stamp", [None, math.nan, 3.5e9, "12"])
+@pytest.mark.parametrize("stamp", [None, math.nan, 3.5e9, "12", True, np.int32(7), np.float64(9), 1 << 63, np.array(3)])
 def test_stamps_of_a_wrong_kind(stamp: object) -> None:
     world = make_world(PLAN, camera=type("Camera", (StampedCamera,), {"stamp": stamp}))
     report = world.run(10)
     assert report.vision.errors == 25
     assert report.vision.last_error is not None
-    assert "what was captured has no usable stamp" in report.vision.last_error
-    assert "whole number" in report.vision.last_error
+    assert "a time is not whole nanoseconds" in report.vision.last_error
+    assert "when a Frame was captured" in report.vision.last_error
     assert repr(stamp) in report.vision.last_error
     assert report.vision.runs == 25
 
@@ -334,8 +334,8 @@ def test_a_loop_runs_once() -> None:
         world.run(1)
 
 
-@pytest.mark.parametrize("seconds", [0, -1, math.nan])
-def test_no_duration(seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "3", True])
+def test_no_duration(seconds: Any) -> None:
     with pytest.raises(InputError, match="cannot run for this long"):
         make_world(PLAN).run(seconds)
 
@@ -374,6 +374,19 @@ def test_plans_that_cannot_be() -> None:
         "wait_ms is inf, not 0 to 3.6e+06",
         "future_ms is -3, not 0 to 3.6e+06",
         "there is a sensor, and sensor_bound_ms does not say how old its samples may be",
+    ]
+
+
+def test_bounds_that_are_no_numbers() -> None:
+    plan = LoopPlan("500", np.float32(math.nan), vision=Rate("10"), deadline_ms=True, wait_ms=None)  # type: ignore[arg-type]
+    with pytest.raises(InputError) as raised:
+        make_world(plan)
+    assert sorted(map(str, raised.value.found)) == [  # type: ignore[call-overload]
+        "deadline_ms is bool True, not a number",
+        "frame_bound_ms is str '500', not a number",
+        "sensor_bound_ms is float32 np.float32(nan), not a number",
+        "vision.hz is str '10', not a number",
+        "wait_ms is NoneType None, not a number",
     ]
 
 

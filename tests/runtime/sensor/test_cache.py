@@ -233,12 +233,20 @@ class Overtaken(np.ndarray):
             self.cache.push(*self.blocks.pop())
 
 
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of the tests' own classes pass as plain ones, so that what the cache does with them is seen."""
+    monkeypatch.setattr("trunkline.runtime.sensor.writer.is_plain", lambda value: isinstance(value, np.ndarray))
+    monkeypatch.setattr("trunkline.runtime.sensor.cache.is_plain", lambda value: isinstance(value, np.ndarray))
+
+
 def overtaken(cache: SensorCache, pushed: list[tuple[Stamps, Rows]]) -> Rows:
     out = np.empty((8, CHANNELS), np.float32).view(Overtaken)
     Overtaken.cache, Overtaken.blocks = cache, pushed  # type: ignore[attr-defined]
     return out
 
 
+@pytest.mark.usefixtures("hooked")
 def test_a_copy_that_the_writer_overtook_is_made_again() -> None:
     cache = filled()
     out = overtaken(cache, [block(400, 500), block(200, 200)])
@@ -260,6 +268,7 @@ def test_a_search_that_the_writer_overtook_is_made_again(copied: bool, monkeypat
     np.testing.assert_array_equal(some(window).samples, numbered(373, 8))
 
 
+@pytest.mark.usefixtures("hooked")
 def test_a_long_block_does_not_blind_readers() -> None:
     cache, seen = filled(), []
 
@@ -297,6 +306,7 @@ def test_rows_are_given_up_before_they_are_overwritten() -> None:
     assert all(touched)
 
 
+@pytest.mark.usefixtures("hooked")
 def test_a_moment_that_the_writer_overtook_is_gone() -> None:
     cache = filled()
     out = overtaken(cache, [block(200, 200)])
@@ -304,6 +314,7 @@ def test_a_moment_that_the_writer_overtook_is_gone() -> None:
         cache.window(160 * PERIOD_NS, clock="sensor", out=out)
 
 
+@pytest.mark.usefixtures("hooked")
 def test_a_reader_that_is_always_overtaken_gives_up() -> None:
     cache = filled()
     out = overtaken(cache, [block(200 + 200 * index, 200) for index in range(100)][::-1])
@@ -367,9 +378,10 @@ def test_the_offset_follows_clocks_that_drift_apart() -> None:
 
 def test_moments_beyond_all_stamps() -> None:
     cache = filled()
-    assert first_of(cache.window(1 << 80, clock="sensor")) == 192
-    with pytest.raises(SensorError, match="further back"):
-        cache.window(-(1 << 80), clock="sensor")
+    assert first_of(cache.window((1 << 63) - 1, clock="sensor")) == 192
+    for at_ns in (-(1 << 63), 5 - (1 << 63)):  # a host's time may be out of a stamp's range on the sensor's clock
+        with pytest.raises(SensorError, match="further back"):
+            cache.window(at_ns, clock="sensor")
 
 
 # --- windows for incremental encoding
@@ -429,7 +441,7 @@ def test_aligned_copies_too() -> None:
     assert out[0, 0] == 192
 
 
-@pytest.mark.parametrize("hop", [0, -16, 8, 10, 48, 65])
+@pytest.mark.parametrize("hop", [0, -16, 8, 10, 48, 65, 16.0, "16", True])
 def test_hops_that_cannot_be_are_refused(hop: int) -> None:
     with pytest.raises(SensorError, match="a multiple of 16, the encoder's total stride, up to 42"):
         filled().aligned(hop)
@@ -470,6 +482,13 @@ WRONG_BLOCKS = {
     "one sample": (np.arange(1), numbered(0, 1)[0], "samples: float32 (3,)"),
     "channels": (np.arange(4), numbered(0, 4, 4), "samples: 4 numbers each"),
     "counts": (np.arange(4), numbered(0, 5), "4 stamps for 5 samples"),
+    "masked stamps": (np.ma.masked_array(np.arange(4)), numbered(0, 4), "timestamps_ns: numpy.ma.MaskedArray of int64"),
+    "masked samples": (
+        np.arange(4),
+        np.ma.masked_array(numbered(0, 4), True),
+        "samples: numpy.ma.MaskedArray of float",
+    ),
+    "a matrix": (np.arange(4), numbered(0, 4).view(np.matrix), "samples: numpy.matrix of float32 (4, 3)"),
 }
 
 
@@ -484,12 +503,27 @@ def test_blocks_of_a_wrong_form_are_refused_and_leave_nothing(stamps: Stamps, sa
     assert cache.counts.accepted == 10
 
 
+@pytest.mark.parametrize(
+    "received_ns", ["5", float("nan"), 5.0, np.int32(5), np.float64(5), True, 1 << 63, [5]], ids=repr
+)
+def test_times_of_arrival_that_are_not_whole_are_refused_and_leave_nothing(received_ns: object) -> None:
+    """Of NaN would come a NaN of an age, which lies behind no bound."""
+    cache = filled(rows=5)
+    with pytest.raises(SensorError, match=r"(?s)not whole nanoseconds.*received_ns"):
+        cache.push(*block(5, 5), received_ns=received_ns)  # type: ignore[arg-type]
+    assert (cache.counts.accepted, cache.dropped, cache.offset_ns) == (5, 0, None)
+    cache.push(*block(5, 5), received_ns=np.int64(9 * PERIOD_NS + 7))  # type: ignore[arg-type]
+    age_ns = cache.staleness_ns(9 * PERIOD_NS + 107)
+    assert (type(age_ns), age_ns) == (int, 100)
+
+
 def test_everything_wrong_with_a_block_is_listed() -> None:
     with pytest.raises(SensorError) as caught:
         filled().push(np.arange(4.0), np.zeros(4))
     assert len(caught.value.found) == 2  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("hooked")
 def test_two_threads_that_push_at_once_are_refused() -> None:
     cache, refused = filled(), []
 
@@ -513,7 +547,7 @@ def test_two_threads_that_push_at_once_are_refused() -> None:
     assert cache.counts.accepted == 205
 
 
-@pytest.mark.parametrize("at", [1.0, "1", None, np.float64(3)])
+@pytest.mark.parametrize("at", [1.0, "1", None, np.float64(3), float("nan"), True, np.int32(3), 1 << 80])
 def test_times_that_are_not_whole_are_refused(at: object) -> None:
     with pytest.raises(SensorError, match="not whole nanoseconds"):
         filled().window(at, clock="sensor")  # type: ignore[arg-type]
@@ -552,6 +586,10 @@ CANNOT_BE = {
     "bound": ({"rules": StreamRules(backward_s=-1.0)}, "backward_s is -1.0"),
     "no bound": ({"rules": StreamRules(ahead_s=float("inf"))}, "ahead_s is inf"),
     "count": ({"rules": StreamRules(confirm=0)}, "confirm is 0"),
+    "half a count": ({"rules": StreamRules(offset_blocks=2.5)}, "offset_blocks is 2.5"),  # type: ignore[arg-type]
+    "words": ({"seconds": "10", "rules": StreamRules(future_s="0.1")}, "future_s is 0.1"),  # type: ignore[arg-type]
+    "offset": ({"rules": StreamRules(offset_ns=float("nan"))}, "offset_ns is float nan"),  # type: ignore[arg-type]
+    "offset of 32 bits": ({"rules": StreamRules(offset_ns=np.int32(5))}, "offset_ns is int32"),  # type: ignore[arg-type]
 }
 
 
