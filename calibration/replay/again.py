@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.calibration.samples.bundle_needs import check_actions, form_problems
+from trunkline.calibration.samples.sample import WindowForm
 from trunkline.runtime.ensemble import Decision, Ensemble
 from trunkline.runtime.errors import InputError
 from trunkline.runtime.parity import Comparison, compare
@@ -24,6 +26,8 @@ from trunkline.runtime.replay.reader import ReplayLog
 Scores = NDArray[np.float32]
 
 DROPPED_MEANWHILE = "the log dropped it while it was read"
+UNKNOWN_FORM = "nothing that is left of the log tells how its candidates are padded"
+OTHER_FORM = "its candidates are of another kind than the bundle"
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,13 @@ def replay(
 
     Raises:
         ReplayError: the log is of another version.
+        DatasetError: the newest header tells of other windows of actions than the bundle's.
         TrunklineError: as :meth:`Ensemble.score`, but for inputs that it refuses.
     """
     index = LogIndex(log, progress)
+    if index.headers:
+        latest = index.headers[max(index.headers)]
+        check_actions(str(log.folder), WindowForm.of(latest.actions), ensemble.bundle.manifest.actions)
     numbers = newest(index.decisions, limit)
     judge = _Judge(ensemble, margin)
     for done, number in enumerate(numbers):
@@ -118,6 +126,7 @@ class _Judge:
     def __init__(self, ensemble: Ensemble, margin: float) -> None:
         self._ensemble = ensemble
         self._reads_sensor = ensemble.bundle.manifest.sensor is not None
+        self._actions = ensemble.bundle.manifest.actions
         self._margin = margin
         self._skipped: Counter[str] = Counter()
         self._deciders: Counter[str] = Counter()
@@ -130,6 +139,11 @@ class _Judge:
         inputs = DROPPED_MEANWHILE if recorded is None else index.inputs(recorded)
         if recorded is None or isinstance(inputs, str):
             self._skipped[str(inputs)] += 1
+            return
+        actions = index.actions(recorded)
+        other = [UNKNOWN_FORM] if actions is None else form_problems(WindowForm.of(actions), self._actions)
+        if other:
+            self._skipped[UNKNOWN_FORM if actions is None else f"{OTHER_FORM}: {'; '.join(other)}"] += 1
             return
         try:
             decision = self._score(inputs)

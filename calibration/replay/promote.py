@@ -4,7 +4,7 @@
 
     samples/
     |-- dataset.json
-    |-- images/        PNG, which loses nothing
+    |-- images/        PNG, or TIFF for CMYK; neither loses anything
     `-- sensor.npz     only if decisions had a sensor window
 
 Each decision becomes a sample whose right window is *the winner*: what the robot did, not what would have been right.
@@ -27,15 +27,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from trunkline.calibration.replay.again import DROPPED_MEANWHILE, newest
+from trunkline.calibration.replay.again import DROPPED_MEANWHILE, UNKNOWN_FORM, newest
 from trunkline.calibration.replay.window_file import WindowFile
+from trunkline.calibration.samples.bundle_needs import form_problems
 from trunkline.calibration.samples.dataset import MAX_FILE_BYTES
+from trunkline.calibration.samples.sample import WindowForm
 from trunkline.runtime.errors import ReplayError
 from trunkline.runtime.files import becoming
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.replay.frames import Pixels
 from trunkline.runtime.replay.index import Inputs, LogIndex, RecordedDecision
-from trunkline.runtime.replay.payloads import Header, encoded
+from trunkline.runtime.replay.payloads import Header
 from trunkline.runtime.replay.reader import ReplayLog
 from trunkline.runtime.sensor.form import SensorForm
 from trunkline.runtime.sensor.window import SensorWindow, pad
@@ -45,7 +49,8 @@ IMAGES_NAME = "images"
 SENSOR_NAME = "sensor.npz"
 
 BLANK = "its instruction is blank"
-OTHER_SIZE = "its candidates are of another size than the newest ones"
+OTHER_FORM = "its candidates are of another size or padding than the newest ones"
+NO_FILE = "its frame is of a mode that no image file holds without loss: YCbCr"
 OTHER_STREAM = "its sensor window is of another stream than the first one"
 SHORT_WINDOW = "its sensor window is shorter than a whole one, and the encoder does not pad"
 NOT_FINITE = "its sensor window holds NaN or infinite values"
@@ -252,11 +257,15 @@ class _Draft:
             return
         text = inputs.instructions[recorded.meta.best_instruction or 0]
         rows = None if inputs.window is None else self._windows.whole(inputs.window)
-        expected = (self._actions.history_length, self._actions.action_dim)
+        actions = index.actions(recorded)
         if not text.strip():
             self._skipped[BLANK] += 1
-        elif inputs.candidates.shape[1:] != expected:
-            self._skipped[OTHER_SIZE] += 1
+        elif actions is None:
+            self._skipped[UNKNOWN_FORM] += 1
+        elif form_problems(WindowForm.of(actions), self._actions):
+            self._skipped[OTHER_FORM] += 1
+        elif inputs.pixels.mode == "YCbCr":
+            self._skipped[NO_FILE] += 1
         elif isinstance(rows, str):
             self._skipped[rows] += 1
         else:
@@ -302,7 +311,7 @@ class _Draft:
     def _add(self, recorded: RecordedDecision, inputs: Inputs, text: str, rows: Rows | None) -> None:
         sample: dict[str, object] = {
             "action_history_id": self._history(inputs.candidates[recorded.meta.best or 0]),
-            "agent_view_image_file": self._image(inputs.image),
+            "agent_view_image_file": self._image(inputs.pixels),
             "instruction_id": self._instructions.of(text)[0],
         }
         if rows is not None and inputs.window is not None:
@@ -315,12 +324,15 @@ class _Draft:
         episode, timestep = self._episodes.place(entry.stamp_ns, entry.session, str(sample["agent_view_image_file"]))
         self._samples.append({**sample, "episode_id": episode, "timestep": timestep})
 
-    def _image(self, pixels: NDArray[np.uint8]) -> str:
-        digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
-        name, new = self._images.of(digest)
+    def _image(self, pixels: Pixels) -> str:
+        form = f"{pixels.mode} {pixels.height} {pixels.width} {pixels.palette.hex()} "
+        name, new = self._images.of(hashlib.sha256(form.encode() + pixels.data.tobytes()).digest())
+        file = f"{name}.tiff" if pixels.mode == "CMYK" else f"{name}.png"
         if new:
-            (self._folder / IMAGES_NAME / f"{name}.png").write_bytes(encoded(pixels, "png").tobytes())
-        return f"{name}.png"
+            image = pixels.image
+            image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+            image.save(self._folder / IMAGES_NAME / file, compress_level=1)
+        return file
 
     def _history(self, window: Rows) -> str:
         name, new = self._histories.of(window.tobytes())

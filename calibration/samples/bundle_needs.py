@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from trunkline.calibration.samples.sample import CalibrationSample, Samples
+from trunkline.calibration.samples.sample import CalibrationSample, WindowForm
 from trunkline.runtime import candidates
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import CandidateError, DatasetError, InstructionError, SensorError
 from trunkline.runtime.manifest import ActionsEntry, SensorEntry, TextEntry
-from trunkline.runtime.sensor.window import check_window
+from trunkline.runtime.sensor.window import RATE_TOLERANCE, check_window
 from trunkline.runtime.text import Tokenizer, clean
 
 _LISTED = 20
 
 #: What is wrong with an instruction, None if nothing is.
 InstructionProblem = Callable[[str], str | None]
+
+
+class Actions(Protocol):
+    """Windows of actions, as a bundle or a checkpoint has them."""
+
+    @property
+    def history_length(self) -> int: ...
+    @property
+    def action_dim(self) -> int: ...
+    @property
+    def padding_value(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -69,32 +81,69 @@ def instruction_check(text: TextEntry, tokenizer_json: bytes | None) -> Instruct
     return problem
 
 
-def check_form(samples: Samples, actions: ActionsEntry) -> None:
-    """Compares what a source says of its windows with the bundle; nothing is opened.
+def check_form(name: str, windows: WindowForm | None, needs: BundleNeeds) -> None:
+    """Compares what data say of their windows with the bundle, for every command that reads data; nothing is opened.
+
+    Args:
+        name: of the data.
+        windows: what they say, None if nothing.
+        needs: of the bundle.
 
     Raises:
         DatasetError: listing all differences.
     """
-    if samples.windows is None:
-        return
-    form = samples.windows
+    if windows is not None:
+        _refuse(name, [*form_problems(windows, needs.actions), *_stream_problems(windows, needs)])
+
+
+def check_actions(name: str, windows: WindowForm, actions: Actions) -> None:
+    """:func:`check_form` of windows of actions alone, for logs and checkpoints.
+
+    Raises:
+        DatasetError: listing all differences.
+    """
+    _refuse(name, form_problems(windows, actions))
+
+
+def _refuse(name: str, different: list[str]) -> None:
+    if different:
+        raise DatasetError(
+            "the samples are of another kind than the bundle",
+            where=name,
+            found=different,
+            fix="use the data that the ensemble was trained on, or a held-out part of it",
+        )
+
+
+def form_problems(form: WindowForm, actions: Actions) -> list[str]:
+    """How windows of actions differ from a bundle's, in words."""
     stated = [
         ("steps per window", form.history_length, actions.history_length),
         ("numbers per step", form.action_dim, actions.action_dim),
         ("padding value", form.padding_value, actions.padding_value),
     ]
-    different = [
-        f"{what}: {found:g}, the bundle has {wanted:g}"
+    return [
+        _differs(what, found, wanted)
         for what, found, wanted in stated
         if found is not None and np.float32(found) != np.float32(wanted)
     ]
-    if different:
-        raise DatasetError(
-            "the samples are of another kind than the bundle",
-            where=samples.name,
-            found=different,
-            fix="use the data that the ensemble was trained on, or a held-out part of it",
-        )
+
+
+def _stream_problems(windows: WindowForm, needs: BundleNeeds) -> Iterator[str]:
+    """How the sensor's windows differ, if the bundle reads any; shorter ones were cut for another encoder."""
+    if windows.sensor is None or needs.sensor is None:
+        return
+    form, (rows, channels, rate_hz) = needs.sensor.form, windows.sensor
+    if channels != form.channels:
+        yield _differs("sensor channels", channels, form.channels)
+    if abs(rate_hz - form.rate_hz) > RATE_TOLERANCE * form.rate_hz:
+        yield _differs("sensor samples a second", rate_hz, form.rate_hz)
+    if rows > form.samples if form.adaptive else rows < form.samples:
+        yield _differs("samples per sensor window", rows, form.samples)
+
+
+def _differs(what: str, found: float, wanted: float) -> str:
+    return f"{what}: {found:g}, the bundle has {wanted:g}"
 
 
 def check_samples(drawn: Iterable[CalibrationSample], needs: BundleNeeds, name: str) -> None:

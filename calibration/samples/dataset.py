@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trunkline.calibration.samples.image_folder import image_problem, images_folder
-from trunkline.calibration.samples.sample import SensorExcerpt
+from trunkline.calibration.samples.sample import SensorExcerpt, WindowForm
 from trunkline.calibration.samples.sensor_rows import SensorReader, SensorRows
 from trunkline.runtime.errors import DatasetError
 from trunkline.runtime.image import open_image
@@ -116,6 +116,15 @@ class Dataset:
     padding_value: float
     metadata: Mapping[str, Any]
     sensor: SensorRows | None = None
+
+    @property
+    def windows(self) -> WindowForm:
+        """What the file states, or shows, of its windows."""
+        sensor = None
+        if self.sensor is not None:
+            recording = self.sensor.recording
+            sensor = (recording.samples_per_window, recording.channels, self.sensor.rate_hz)
+        return WindowForm(self.history_length, self.action_dim, self.padding_value, sensor)
 
     @property
     def skipped_reasons(self) -> dict[str, int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from trunkline.calibration.evaluation import DEFAULT_POOL, DEFAULT_SEED, DecisionCase, distinct_windows, draw_decision
+from trunkline.calibration.samples.bundle_needs import BundleNeeds, check_form, check_samples
 from trunkline.calibration.samples.dataset import Dataset
-from trunkline.calibration.samples.sample import CalibrationSample, Picture, WindowForm
+from trunkline.calibration.samples.sample import CalibrationSample, Picture
 from trunkline.runtime.image import open_image
 
 
@@ -34,7 +37,7 @@ class DatasetSamples:
             DatasetError: no two windows differ.
         """
         self.name = dataset.path.name
-        self.windows = WindowForm(dataset.history_length, dataset.action_dim, dataset.padding_value)
+        self.windows = dataset.windows
         self.notes = tuple(f"{count} rows left out: {reason}" for reason, count in dataset.skipped_reasons.items())
         self._samples = dataset.samples
         self._pool, self._seed = pool, seed
@@ -64,3 +67,16 @@ def sample_of(case: DecisionCase) -> CalibrationSample:
     """An evaluation's decision as a sample."""
     picture = Picture(str(case.image), partial(open_image, case.image))
     return CalibrationSample(case.sample, case.instruction, picture, case.histories, case.truth, sensor=case.sensor)
+
+
+def check_decisions(dataset: Dataset, cases: Sequence[DecisionCase], needs: BundleNeeds) -> None:
+    """Checks that a bundle can take the decisions of an evaluation; no picture is opened.
+
+    Raises:
+        DatasetError: the data set is of another kind than the bundle, or cases cannot be scored, with every reason.
+    """
+    windows, name = dataset.windows, dataset.path.name
+    if all(case.sensor is None for case in cases):
+        windows = replace(windows, sensor=None)
+    check_form(name, windows, needs)
+    check_samples(map(sample_of, cases), needs, name)

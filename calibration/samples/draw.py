@@ -140,7 +140,7 @@ def _check_options(options: DrawOptions) -> None:
 def _check_source(samples: Samples, needs: BundleNeeds) -> None:
     if not len(samples):
         raise DatasetError("there are no samples", where=samples.name, fix="record what the robot sees, and use that")
-    check_form(samples, needs.actions)
+    check_form(samples.name, samples.windows, needs)
 
 
 def _require_pictures(samples: Samples) -> None:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trunkline.calibration.samples.frame_facts import FrameFacts, look_at
+from trunkline.runtime.manifest import ActionsEntry
 from trunkline.runtime.sensor.window import SensorWindow
 
 Floats = NDArray[np.float32]
@@ -172,11 +173,19 @@ class WindowForm:
         history_length: H, steps per window.
         action_dim: A, numbers per step.
         padding_value: what padded steps are filled with, None where nobody knows.
+        sensor: rows and channels of the sensor's windows, and the rate of their stream in Hz; None without a sensor,
+            and where every window has a length of its own.
     """
 
     history_length: int
     action_dim: int
     padding_value: float | None
+    sensor: tuple[int, int, float] | None = None
+
+    @classmethod
+    def of(cls, actions: ActionsEntry) -> WindowForm:
+        """What a bundle says of its windows of actions."""
+        return cls(actions.history_length, actions.action_dim, actions.padding_value)
 
 
 class Samples(Protocol):

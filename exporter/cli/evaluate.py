@@ -64,7 +64,10 @@ def command(
         trunkline eval bundle/ --dataset data/dataset.json --without-sensor
     """
     from trunkline.calibration.evaluation import agreement, draw_decisions, evaluate
+    from trunkline.calibration.samples.bundle_needs import BundleNeeds, check_actions
     from trunkline.calibration.samples.dataset import read_dataset
+    from trunkline.calibration.samples.dataset_samples import check_decisions
+    from trunkline.runtime.bundle import Bundle
     from trunkline.runtime.ensemble import load
 
     data = read_dataset(dataset, images)
@@ -75,6 +78,9 @@ def command(
         cases = [replace(case, sensor=None) for case in cases]
     columns: dict[str, Any] = {}
     with progress_bar() as progress:
+        for path in (bundle, beside):
+            if path is not None:
+                check_decisions(data, cases, BundleNeeds.of(Bundle(path, progress=progress)))
         if against is not None:
             reference = reference_for(
                 "eval --against",
@@ -84,6 +90,7 @@ def command(
                 trunk_weights=trunk_weights,
                 preprocess=preprocess,
             )
+            check_actions(data.path.name, data.windows, reference.settings)
 
             def score_reference(image: Any, instruction: str, histories: Any, window: Any) -> Any:
                 samples = None if window is None else window.samples

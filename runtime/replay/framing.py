@@ -41,7 +41,9 @@ import zlib
 from dataclasses import dataclass
 
 MAGIC = b"\x8fTLLOG\r\n"
-SCHEMA = 1
+SCHEMA = 2
+#: Version 1 knows RGB frames only, and is read.
+OLDEST_SCHEMA = 1
 MARKER = b"\xc5TR\x9e"
 _PREAMBLE = struct.Struct("<8sIIIqI")
 _HEAD = struct.Struct("<4sIQqHHI")
@@ -109,7 +111,7 @@ def unpack_preamble(data: bytes) -> Preamble | None:
     magic, schema, segment, session, start_ns, total = _PREAMBLE.unpack(data)
     if magic != MAGIC or zlib.crc32(data[: -_SUM.size]) != total:
         return None
-    if schema != SCHEMA:
+    if not OLDEST_SCHEMA <= schema <= SCHEMA:
         raise SchemaError(schema)
     return Preamble(segment, session, start_ns)
 

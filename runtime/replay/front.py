@@ -11,23 +11,24 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from trunkline.runtime import candidates
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.ensemble import Camera, Decision, Histories
-from trunkline.runtime.errors import CandidateError, ImageError, SensorError
-from trunkline.runtime.replay.payloads import Array, Header
-from trunkline.runtime.replay.scribe import Scene, Scribe
-from trunkline.runtime.sensor.window import SensorWindow
+from trunkline.runtime.errors import InputError, ReplayError, SensorError
+from trunkline.runtime.exact import whole_ns
+from trunkline.runtime.instructions import as_list
+from trunkline.runtime.replay.frames import Pixels, unchanging
+from trunkline.runtime.replay.payloads import Array, Decided, Header, Instruction, Note, WindowSource
+from trunkline.runtime.replay.scribe import Scene, Scribe, packed
+from trunkline.runtime.sensor.window import SensorWindow, window_problems
+from trunkline.runtime.sensor.writer import check_block
 
 What = Literal["frame", "sensor", "decision", "note"]
 Write = Callable[[Scribe], None]
-Number = TypeVar("Number", np.uint8, np.float32)
+Given = TypeVar("Given")
+Taken = TypeVar("Taken")
 AnyFront = TypeVar("AnyFront", bound="Front")
-
-#: Stands for candidates that a refused decision was given and that are none.
-UNUSABLE = "unusable candidates"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Seen:
     Attributes:
         instruction: one, or a list of rephrasings, None without one.
         histories: the candidates, None without any.
-        image: (height, width, 3) uint8, or an RGB image of PIL; None without a frame.
+        image: as the ensemble takes it, an array or a PIL image; None without a frame.
         frame_ns: when it was captured.
         window: of the sensor, None without one.
         frame_age_ns: how old the frame was when the decision was there.
@@ -64,15 +65,16 @@ class Front(ABC):
         """A camera frame; those that decisions are made on are recorded with them in any case.
 
         Args:
-            image: (height, width, 3) uint8, or an RGB image of PIL.
+            image: any that the ensemble takes.
             stamp_ns: when it was captured.
 
         Raises:
-            ImageError: it is no such image.
+            ImageError: the ensemble would refuse it.
+            InputError: the stamp is not whole nanoseconds.
             ReplayError: the log is closed.
         """
-        pixels, captured_ns = _pixels(image), int(stamp_ns)
-        self._do("frame", pixels.nbytes, lambda scribe: scribe.frame(pixels, captured_ns))
+        pixels, captured_ns = Pixels.of(image), whole_ns(stamp_ns, "stamp_ns of a frame")
+        self._do("frame", pixels.data.nbytes, lambda scribe: scribe.frame(pixels, captured_ns))
 
     def sensor(self, stamps_ns: NDArray[np.int64], samples: NDArray[np.float32]) -> None:
         """Samples of the sensor's stream, in the order in which windows hold them; call it from one thread.
@@ -85,10 +87,15 @@ class Front(ABC):
             SensorError: they are not, or the bundle has no sensor.
             ReplayError: the log is closed.
         """
-        _check_samples(stamps_ns, samples, self._header)
+        form = self._header.sensor
+        if form is None:
+            raise SensorError(
+                "the bundle has no sensor", fix="make the header with the form of the stream, or record no samples"
+            )
+        check_block(stamps_ns, samples, form.channels)
         if len(samples):
             row, self._rows = self._rows, self._rows + len(samples)
-            stamps, block = stamps_ns.copy(), samples.copy()
+            stamps, block = np.array(stamps_ns), np.array(samples, order="C")
             self._do("sensor", block.nbytes, lambda scribe: scribe.sensor(row, stamps, block))
 
     def decision(self, seen: Seen, decision: Decision | None, stamp_ns: int, *, marks: Sequence[str] = ()) -> None:
@@ -103,30 +110,46 @@ class Front(ABC):
             marks: words about it, such as "late", or why there is none.
 
         Raises:
-            ImageError: the image is neither of the two kinds.
-            CandidateError: there is a decision on candidates that are none.
-            ReplayError: the log is closed.
+            InputError: a stamp is not whole nanoseconds, or there is a decision on an image, instruction, candidates or
+                window that no ensemble takes. Without a decision that is left out, and marked as "unusable".
+            ReplayError: the log is closed, or would not be read again as it is.
         """
-        words, moment_ns, histories = tuple(marks), int(stamp_ns), None
-        if seen.histories is not None:
-            try:
-                histories = candidates.prepare(seen.histories, self._header.actions)
-            except CandidateError:
-                if decision is not None:
-                    raise
-                words += (UNUSABLE,)
-        scene = _scene(seen, histories)
-        arrays = [scene.image, histories, None if scene.window is None else scene.window.samples]
+        taking = _Taking(decided=decision is not None)
+        actions, scores = self._header.actions, _scores(decision)
+        frame = taking(seen.image, Pixels.of, "frame")
+        histories = taking(seen.histories, lambda each: candidates.prepare(each, actions), "candidates")
+        instruction = taking(seen.instruction, _instruction, "instruction")
+        window, source = taking(seen.window, _window, "sensor window") or (None, None)
+        meta = Decided(
+            stamp_ns=whole_ns(stamp_ns, "stamp_ns of a decision"),
+            bundle=self._header.bundle,
+            frame=None,
+            frame_ns=_maybe_ns(seen.frame_ns, "frame_ns"),
+            instruction=None,
+            candidates=None,
+            window=source,
+            frame_age_ns=_maybe_ns(seen.frame_age_ns, "frame_age_ns"),
+            sensor_age_ns=_maybe_ns(seen.sensor_age_ns, "sensor_age_ns"),
+            marks=(*([marks] if isinstance(marks, str) else marks), *taking.marks),
+            best=None if decision is None else decision.best,
+            best_instruction=None if decision is None else decision.instruction,
+            scores=scores[0].shape if scores else (),
+            members=next(iter(scores[1].shape), 0) if scores else 0,
+        )
+        packed(meta, *scores)  # what could not be written is told here, not in the thread that writes
+        scene = Scene(frame, instruction, histories, window)
+        arrays = [frame and frame.data, histories, window and window.samples]
         size = sum(each.nbytes for each in arrays if each is not None)
-        self._do("decision", size, lambda scribe: scribe.decision(scene, decision, moment_ns, words))
+        self._do("decision", size, lambda scribe: scribe.decision(scene, meta, scores))
 
     def note(self, text: str) -> None:
         """Free text.
 
         Raises:
-            ReplayError: the log is closed.
+            ReplayError: it is no text, too long, or the log is closed.
         """
-        self._do("note", len(text), lambda scribe: scribe.note(text))
+        payload = packed(Note(text))
+        self._do("note", len(payload), lambda scribe: scribe.note(payload))
 
     @abstractmethod
     def close(self) -> None:
@@ -151,64 +174,64 @@ def header_of(bundle: Bundle) -> Header:
     return Header(bundle.digest, manifest.actions, form, time.time_ns())
 
 
-def _scene(seen: Seen, histories: NDArray[np.float32] | None) -> Scene:
-    instruction = (
-        seen.instruction if seen.instruction is None or isinstance(seen.instruction, str) else tuple(seen.instruction)
+class _Taking:
+    """Checks what a decision was made from, by the ensemble's own rules.
+
+    What a decision was made on must pass. Where there was none, whatever does not pass is left out and marked, since it
+    may be the very reason.
+    """
+
+    def __init__(self, *, decided: bool) -> None:
+        self._decided = decided
+        self.marks: list[str] = []
+
+    def __call__(self, value: Given | None, take: Callable[[Given], Taken], name: str) -> Taken | None:
+        if value is None:
+            return None
+        try:
+            return take(value)
+        except (InputError, ReplayError):
+            if self._decided:
+                raise
+            self.marks.append(f"unusable {name}")
+            return None
+
+
+def _scores(decision: Decision | None) -> tuple[Array, ...]:
+    if decision is None:
+        return ()
+    if not isinstance(decision, Decision):
+        raise InputError(
+            "this is no decision", expected="what Ensemble.score gave, or None", found=type(decision).__name__
+        )
+    return tuple(np.array(each) for each in (decision.scores, decision.member_scores))
+
+
+def _instruction(instruction: str | Sequence[str]) -> bytes:
+    """The payload of its record."""
+    single = isinstance(instruction, str)
+    texts = as_list([instruction] if isinstance(instruction, str) else instruction)
+    return packed(Instruction(tuple(texts), single))
+
+
+def _window(window: SensorWindow) -> tuple[SensorWindow, WindowSource]:
+    """A window whose samples nobody writes to, and what is recorded of it beside where they are."""
+    if not isinstance(window, SensorWindow) or (problems := window_problems(window)):
+        found = problems if isinstance(window, SensorWindow) else type(window).__name__
+        raise SensorError("this is no sensor window", expected="float32 (samples, channels)", found=found)
+    source = WindowSource(
+        rows=len(window.samples),
+        row=None,
+        record=0,  # until it is known
+        first_ns=None,
+        last_ns=None,
+        end_ns=None if window.end_ns is None else int(window.end_ns),
+        rate_hz=float(window.rate_hz),
+        missing=int(window.missing),
     )
-    window = seen.window
-    if window is not None and not _kept(window.samples):
-        window = replace(window, samples=_copied(window.samples))
-    return Scene(
-        image=None if seen.image is None else _pixels(seen.image),
-        frame_ns=seen.frame_ns,
-        instruction=instruction,
-        candidates=histories,
-        window=window,
-        frame_age_ns=seen.frame_age_ns,
-        sensor_age_ns=seen.sensor_age_ns,
-    )
+    samples = unchanging(window.samples)
+    return window if samples is window.samples else replace(window, samples=samples), source
 
 
-def _pixels(image: Camera) -> NDArray[np.uint8]:
-    """(height, width, 3) uint8 that nobody writes to."""
-    if isinstance(image, Image.Image) and image.mode == "RGB":
-        return np.asarray(image)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else getattr(image, "mode", type(image))
-        raise ImageError(
-            "this image cannot be recorded",
-            expected="uint8 (height, width, 3), or an RGB image",
-            found=found,
-            fix="convert it before it is scored: image.convert('RGB')",
-        )
-    return image if _kept(image) else _copied(image)
-
-
-def _kept(array: Array) -> bool:
-    """Whether nobody can write to an array: it is read-only and no view of something that may not be."""
-    return array.base is None and not array.flags.writeable
-
-
-def _copied(array: NDArray[Number]) -> NDArray[Number]:
-    copy = array.copy()
-    copy.setflags(write=False)
-    return copy
-
-
-def _check_samples(stamps: NDArray[np.int64], samples: NDArray[np.float32], header: Header) -> None:
-    form = header.sensor
-    if form is None:
-        raise SensorError(
-            "the bundle has no sensor", fix="make the header with the form of the stream, or record no samples"
-        )
-    found = [
-        (str(each.dtype), each.shape) if isinstance(each, np.ndarray) else type(each).__name__
-        for each in (stamps, samples)
-    ]
-    count = len(stamps) if isinstance(stamps, np.ndarray) and stamps.ndim == 1 else 0
-    if found != [("int64", (count,)), ("float32", (count, form.channels))]:
-        raise SensorError(
-            "these samples cannot be recorded",
-            expected=f"stamps int64 (n,) in nanoseconds, samples float32 (n, {form.channels})",
-            found=[str(each) for each in found],
-        )
+def _maybe_ns(value: int | None, what: str) -> int | None:
+    return None if value is None else whole_ns(value, what)

@@ -11,8 +11,11 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.runtime.ensemble import Camera
 from trunkline.runtime.errors import ImageError
+from trunkline.runtime.manifest import ActionsEntry
 from trunkline.runtime.progress import Progress, silent
+from trunkline.runtime.replay.frames import Pixels, decoded
 from trunkline.runtime.replay.payloads import (
     Array,
     Candidates,
@@ -24,7 +27,6 @@ from trunkline.runtime.replay.payloads import (
     SensorBlock,
     WindowRows,
     WindowSource,
-    frame_pixels,
 )
 from trunkline.runtime.replay.reader import Entry, ReplayLog
 from trunkline.runtime.sensor.window import SensorWindow
@@ -61,7 +63,7 @@ class Inputs:
     """What a decision was made from.
 
     Attributes:
-        image: (height, width, 3) uint8, read-only; the same object for decisions on the same frame in a row.
+        pixels: of the frame; the same object for decisions on the same frame in a row.
         frame: number of the frame's record.
         instructions: one or more.
         single: one instruction was asked, not a list of one.
@@ -69,12 +71,17 @@ class Inputs:
         window: of the sensor, None without one.
     """
 
-    image: NDArray[np.uint8]
+    pixels: Pixels
     frame: int
     instructions: tuple[str, ...]
     single: bool
     candidates: NDArray[np.float32]
     window: SensorWindow | None
+
+    @property
+    def image(self) -> Camera:
+        """As the ensemble was given it: (height, width, 3) uint8, read-only, or a PIL image."""
+        return self.pixels.image
 
     @property
     def instruction(self) -> str | list[str]:
@@ -129,7 +136,7 @@ class LogIndex:
         for session, blocks in self._blocks.items():
             self._blocks[session] = _apart(sorted(blocks, key=lambda block: block.row))
         self._held: dict[int, Entry] = {}
-        self._frame: tuple[int, NDArray[np.uint8]] | None = None
+        self._frame: tuple[int, Pixels] | None = None
 
     def decision(self, number: int) -> RecordedDecision | None:
         """A decision, None if it is no longer there."""
@@ -137,6 +144,13 @@ class LogIndex:
         if entry is None:
             return None
         return RecordedDecision(entry, cast(Decided, entry.meta), self.headers.get(entry.segment))
+
+    def actions(self, decision: RecordedDecision) -> ActionsEntry | None:
+        """The windows of the bundle that decided, None where no header that is left tells them."""
+        if decision.header is not None:
+            return decision.header.actions
+        same = (header for header in self.headers.values() if header.bundle == decision.meta.bundle)
+        return next((header.actions for header in same), None)
 
     def inputs(self, decision: RecordedDecision) -> Inputs | str:
         """What a decision was made from, or what of it is missing."""
@@ -156,11 +170,11 @@ class LogIndex:
             return OTHER_CANDIDATES
         if window is None and meta.window is not None:
             return WINDOW_GONE
-        image = self._image(meta.frame)
-        if image is None:
+        pixels = self._pixels(meta.frame)
+        if pixels is None:
             return FRAME_GONE
         texts, single = instruction[0].texts, instruction[0].single
-        return Inputs(image, meta.frame, texts, single, cast(Rows, candidates[1][0]), window)
+        return Inputs(pixels, meta.frame, texts, single, cast(Rows, candidates[1][0]), window)
 
     def window(self, source: WindowSource, session: int) -> SensorWindow | None:
         """The very rows of a sensor window, None if they are not all there."""
@@ -212,14 +226,16 @@ class LogIndex:
             chosen.append(blocks[place])
         return chosen
 
-    def _image(self, number: int) -> NDArray[np.uint8] | None:
+    def _pixels(self, number: int) -> Pixels | None:
         """A frame; the one asked for last is kept."""
         if self._frame is None or self._frame[0] != number:
             found = self._get(number, Frame)
             if found is None:
                 return None
+            data, *colours = cast(tuple[NDArray[np.uint8], ...], found[1])
             try:
-                pixels = frame_pixels(found[0], cast(NDArray[np.uint8], found[1][0]), f"{self.log.folder}, {number}")
+                palette = b"".join(each.tobytes() for each in colours)
+                pixels = decoded(found[0], data, palette, f"{self.log.folder}, {number}")
             except ImageError:
                 return None
             self._frame = number, pixels

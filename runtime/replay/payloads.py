@@ -8,7 +8,6 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from trunkline.runtime import record
-from trunkline.runtime.errors import ImageError
-from trunkline.runtime.image import decode_png
+from trunkline.runtime.image import MAX_PIXELS
 from trunkline.runtime.manifest import ActionsEntry
 from trunkline.runtime.sensor.form import MAX_CHANNELS, MAX_SAMPLES, SensorForm
 
@@ -29,6 +26,7 @@ Array = NDArray[np.generic]
 #: Type and shape of an array.
 Layout = tuple[str, tuple[int, ...]]
 Encoding = Literal["png", "raw"]
+Mode = Literal["RGB", "L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr"]
 
 MAX_TEXT_CHARS = 1 << 16
 MAX_TEXTS = 256
@@ -36,6 +34,9 @@ _LENGTH = struct.Struct("<I")
 _INT64 = range(-(1 << 63), 1 << 63)
 _UINT64 = range(1 << 64)
 _UINT32 = range(1 << 32)
+#: Bits of a pixel. Rows begin with a byte.
+_BITS: dict[Mode, int] = {"RGB": 24, "L": 8, "LA": 16, "RGBA": 32, "P": 8, "1": 1, "CMYK": 32, "YCbCr": 24}
+_COLOURS = range(3, 3 * 256 + 1, 3)
 
 
 class PayloadError(Exception):
@@ -69,7 +70,17 @@ class Header:
 
 @dataclass(frozen=True)
 class Frame:
-    """A camera frame, (height, width, 3) uint8 RGB, raw or as the ``bytes`` of a PNG file; when it was captured."""
+    """A camera frame.
+
+    Attributes:
+        stamp_ns: when it was captured, None where nobody knows.
+        height: in pixels.
+        width: in pixels.
+        encoding: what the first array is: "raw" pixels as PIL packs them, or a "png" file of them.
+        bytes: of that array.
+        mode: of PIL, in which the image was handed over.
+        palette: bytes of the second array, RGB of the colours; 0 and no array for modes without a palette.
+    """
 
     kind: ClassVar[int] = 2
     stamp_ns: int | None
@@ -77,15 +88,21 @@ class Frame:
     width: int
     encoding: Encoding
     bytes: int
+    mode: Mode = "RGB"
+    palette: int = 0
 
     def arrays(self) -> list[Layout]:
-        return [("<u1", (self.bytes,))]
+        colours: list[Layout] = [("<u1", (self.palette,))] if self.palette else []
+        return [("<u1", (self.bytes,)), *colours]
 
     def problems(self) -> Iterator[str]:
         yield from _out_of(_INT64, stamp_ns=self.stamp_ns)
-        yield from _out_of(range(1, 1 << 16), height=self.height, width=self.width)
-        if self.encoding == "raw" and self.bytes != self.height * self.width * 3:
-            yield f"{self.bytes} bytes for {self.height} x {self.width} pixels"
+        yield from _out_of(range(1, MAX_PIXELS + 1), height=self.height, width=self.width)
+        row = (self.width * _BITS[self.mode] + 7) // 8
+        if self.encoding == "raw" and self.bytes != self.height * row:
+            yield f"{self.bytes} bytes for {self.height} x {self.width} pixels of mode {self.mode}"
+        if self.palette not in _COLOURS if self.mode == "P" else self.palette:
+            yield f"a palette of {self.palette} bytes for mode {self.mode}"
 
 
 @dataclass(frozen=True)
@@ -349,31 +366,3 @@ def _cut(payload: bytes, begin: int, layouts: Sequence[Layout]) -> tuple[Array, 
         arrays.append(array)
         begin += size
     return tuple(arrays)
-
-
-def encoded(image: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.uint8]:
-    """The bytes of a frame (height, width, 3) uint8."""
-    if encoding == "raw":
-        return np.ascontiguousarray(image).reshape(-1)
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)  # higher levels take many times as long
-    return np.frombuffer(file.getvalue(), np.uint8)
-
-
-def frame_pixels(frame: Frame, data: NDArray[np.uint8], where: object) -> NDArray[np.uint8]:
-    """(height, width, 3) uint8 of a recorded frame.
-
-    Raises:
-        ImageError: it is no frame of the size that is stated.
-    """
-    if frame.encoding == "raw":
-        return data.reshape(frame.height, frame.width, 3)
-    image = decode_png(data.tobytes(), where)
-    if image.mode != "RGB" or image.size != (frame.width, frame.height):
-        raise ImageError(
-            "a recorded frame is not what its record says",
-            where=where,
-            expected=f"RGB, {frame.height} x {frame.width} pixels",
-            found=f"{image.mode}, {image.height} x {image.width} pixels",
-        )
-    return np.asarray(image)

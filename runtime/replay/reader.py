@@ -22,6 +22,7 @@ from trunkline.runtime.replay.folder import open_segment, read_preamble, segment
 from trunkline.runtime.replay.framing import (
     HEAD_BYTES,
     MARKER,
+    OLDEST_SCHEMA,
     PREAMBLE_BYTES,
     SCHEMA,
     Head,
@@ -310,7 +311,7 @@ def _opened(folder: Path, number: int) -> Iterator[_Segment]:
         raise ReplayError(
             "a replay log was written by another version of Trunkline",
             where=path,
-            expected=f"schema {SCHEMA}",
+            expected=f"schema {OLDEST_SCHEMA} to {SCHEMA}",
             found=f"schema {error}",
             fix="update Trunkline here, or read the log with the version that wrote it",
         ) from error

@@ -8,10 +8,10 @@
         seen = Seen(instruction, histories, image=image, frame_ns=captured_ns, window=window)
         recorder.decision(seen, decision, now_ns)
 
-No call waits for the disk. What it gets goes into a queue of bounded size, and one thread writes it. If that falls
-behind, what does not fit is dropped and counted, in the log too. If the disk refuses, that is counted the same way,
-``failure`` says why, and recording goes on as soon as the disk lets it. A process that is killed loses what is in the
-queue.
+No call waits for the disk. What it gets is checked, goes into a queue of bounded size, and one thread writes it. If
+that falls behind, what does not fit is dropped and counted, in the log too. If the disk refuses, or anything else goes
+wrong with a record, that is counted the same way, ``failure`` says why, and recording goes on with the next one. A
+process that is killed loses what is in the queue.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ class Recorder(Front):
                 self._scribe.dropped(dict(unreported))
                 unreported = Counter()
             write(self._scribe)
-        except TrunklineError as error:
-            self._failure = error
+        except Exception as error:  # whatever it is, the next record may be written, and nothing is lost in silence
+            self._failure = error if isinstance(error, TrunklineError) else _unexpected(error, what, self._writer)
             with self._ready:
                 self._unreported.update(unreported)
                 if what is not None:
@@ -187,3 +187,14 @@ class Recorder(Front):
     def _count_dropped(self, what: What) -> None:
         self._dropped[what] += 1
         self._unreported[what] += 1
+
+
+def _unexpected(error: Exception, what: What | None, writer: LogWriter) -> ReplayError:
+    failure = ReplayError(
+        "something went wrong with a record, which is not in the log",
+        where=f"{what or 'what was dropped'}, {writer.folder}",
+        found=f"{type(error).__name__}: {error}",
+        fix="tell us: what cannot be recorded should have been refused by the call",
+    )
+    failure.__cause__ = error
+    return failure

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.runtime.ensemble import Decision
 from trunkline.runtime.errors import ReplayError
+from trunkline.runtime.replay.frames import Pixels, encoded
 from trunkline.runtime.replay.framing import FRAME_BYTES, segment_of
 from trunkline.runtime.replay.payloads import (
     Array,
@@ -30,14 +30,12 @@ from trunkline.runtime.replay.payloads import (
     SensorBlock,
     WindowRows,
     WindowSource,
-    encoded,
     pack,
 )
 from trunkline.runtime.replay.row_tail import RowTail
 from trunkline.runtime.replay.writer import LogWriter
 from trunkline.runtime.sensor.window import SensorWindow
 
-Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Stamps = NDArray[np.int64]
 
@@ -52,22 +50,16 @@ class Scene:
     """What a decision was made from, checked, and never written to any more.
 
     Attributes:
-        image: (height, width, 3) uint8, None without a frame.
-        frame_ns: when it was captured.
-        instruction: one, or a tuple of rephrasings, None without one.
+        image: None without a frame.
+        instruction: payload of its record, None without one.
         candidates: (N, H, A) float32, None without any.
         window: of the sensor, None without one.
-        frame_age_ns: how old the frame was when the decision was there.
-        sensor_age_ns: how old the window's last sample was.
     """
 
-    image: Image | None
-    frame_ns: int | None
-    instruction: str | tuple[str, ...] | None
+    image: Pixels | None
+    instruction: bytes | None
     candidates: Floats | None
     window: SensorWindow | None
-    frame_age_ns: int | None
-    sensor_age_ns: int | None
 
 
 @dataclass
@@ -81,11 +73,19 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """A window that was looked up: ``part`` is None if it is made of recorded blocks."""
+    """A window that was looked up: ``place`` is of its rows among recorded blocks, ``part`` what was written otherwise.
+
+    ``place`` is the number of the first row, and the stamps of the first and the last.
+    """
 
     window: SensorWindow
-    source: WindowSource
+    place: tuple[int, int, int] | None
     part: _Part | None
+
+    def source(self, facts: WindowSource) -> WindowSource:
+        """Where the rows are, beside what is known of the window."""
+        row, first_ns, last_ns = self.place or (None, None, None)
+        return replace(facts, row=row, record=_number(self.part), first_ns=first_ns, last_ns=last_ns)
 
 
 class Scribe:
@@ -97,11 +97,11 @@ class Scribe:
         self._encoding = frames
         form = header.sensor
         self._tail = RowTail(_WINDOWS_KEPT * form.samples, form.channels) if form else None
-        self._image: Image | None = None
+        self._image: Pixels | None = None
         self._window: _Window | None = None
         self._parts: dict[int, _Part] = {}
 
-    def frame(self, image: Image, stamp_ns: int) -> None:
+    def frame(self, image: Pixels, stamp_ns: int) -> None:
         """A frame, whether or not anything is decided on it."""
         self._place([self._frame(image, stamp_ns)], 0)
 
@@ -112,55 +112,40 @@ class Scribe:
         if self._tail is not None:
             self._tail.append(row, stamps, samples)
 
-    def note(self, text: str) -> None:
-        """Free text."""
-        self._writer.append(Note.kind, packed(Note(text)))
+    def note(self, payload: bytes) -> None:
+        """Free text, packed."""
+        self._writer.append(Note.kind, payload)
 
     def dropped(self, counts: dict[str, int]) -> None:
         """What could not be written."""
         self._writer.append(Dropped.kind, packed(Dropped(counts)))
 
-    def decision(self, scene: Scene, decision: Decision | None, stamp_ns: int, marks: tuple[str, ...]) -> None:
-        """A decision, or that there was none, with all that it was made from."""
-        frame = None if scene.image is None else self._frame(scene.image, scene.frame_ns)
-        instruction = None if scene.instruction is None else self._instruction(scene.instruction)
+    def decision(self, scene: Scene, meta: Decided, scores: tuple[Array, ...]) -> None:
+        """A decision, or that there was none, with all that it was made from; ``meta`` lacks the records' numbers."""
+        frame = None if scene.image is None else self._frame(scene.image, meta.frame_ns)
+        instruction = None if scene.instruction is None else self._part(Instruction.kind, scene.instruction)
         candidates = None if scene.candidates is None else self._candidates(scene.candidates)
         window = None if scene.window is None else self._found(scene.window)
         parts = [frame, instruction, candidates, None if window is None else window.part]
-        scores = () if decision is None else (decision.scores, decision.member_scores)
         self._place([part for part in parts if part], _DECISION_BYTES + sum(each.nbytes for each in scores))
-        meta = Decided(
-            stamp_ns=stamp_ns,
-            bundle=self._header.bundle,
+        meta = replace(
+            meta,
             frame=_number(frame),
-            frame_ns=scene.frame_ns,
             instruction=_number(instruction),
             candidates=_number(candidates),
-            window=None if window is None else replace(window.source, record=_number(window.part)),
-            frame_age_ns=scene.frame_age_ns,
-            sensor_age_ns=scene.sensor_age_ns,
-            marks=marks,
-            best=None if decision is None else decision.best,
-            best_instruction=None if decision is None else decision.instruction,
-            scores=() if decision is None else decision.scores.shape,
-            members=0 if decision is None else len(decision.member_scores),
+            window=window.source(meta.window) if window and meta.window else None,
         )
         self._writer.append(meta.kind, packed(meta, *scores), grouped=True)
 
-    def _frame(self, image: Image, stamp_ns: int | None) -> _Part:
+    def _frame(self, image: Pixels, stamp_ns: int | None) -> _Part:
         known = self._parts.get(Frame.kind)
-        if known is None or self._image is None or not _same(image, self._image):
-            data = encoded(image, self._encoding)
-            height, width, _ = image.shape
-            meta = Frame(stamp_ns, height, width, self._encoding, len(data))
-            known = self._parts[Frame.kind] = _Part(Frame.kind, packed(meta, data))
+        if known is None or self._image is None or not image.same(self._image):
+            data, palette = encoded(image, self._encoding), np.frombuffer(image.palette, np.uint8)
+            meta = Frame(stamp_ns, image.height, image.width, self._encoding, len(data), image.mode, len(palette))
+            payload = packed(meta, data, palette) if len(palette) else packed(meta, data)
+            known = self._parts[Frame.kind] = _Part(Frame.kind, payload)
         self._image = image
         return known
-
-    def _instruction(self, instruction: str | tuple[str, ...]) -> _Part:
-        single = isinstance(instruction, str)
-        texts = (instruction,) if isinstance(instruction, str) else instruction
-        return self._part(Instruction.kind, packed(Instruction(texts, single)))
 
     def _candidates(self, candidates: Floats) -> _Part:
         count, steps, numbers = candidates.shape
@@ -175,23 +160,10 @@ class Scribe:
     def _found(self, window: SensorWindow) -> _Window:
         """Where the window's rows are; if they are not, bit for bit, among the recorded ones, they are written."""
         if self._window is None or self._window.window is not window:
-            rows, channels = window.samples.shape
-            place = None if self._tail is None else self._tail.find(window.samples)
-            row, first_ns, last_ns = place or (None, None, None)
-            source = WindowSource(
-                rows=rows,
-                row=row,
-                record=None,
-                first_ns=first_ns,
-                last_ns=last_ns,
-                end_ns=window.end_ns,
-                rate_hz=float(window.rate_hz),
-                missing=window.missing,
-            )
-            part = None
+            place, part = None if self._tail is None else self._tail.find(window.samples), None
             if place is None:
-                part = self._part(WindowRows.kind, packed(WindowRows(rows, channels), window.samples))
-            self._window = _Window(window, source, part)
+                part = self._part(WindowRows.kind, packed(WindowRows(*window.samples.shape), window.samples))
+            self._window = _Window(window, place, part)
         return self._window
 
     def _place(self, parts: list[_Part], further: int) -> None:
@@ -222,7 +194,3 @@ def packed(meta: Meta, *arrays: Array) -> bytes:
 
 def _number(part: _Part | None) -> int | None:
     return None if part is None else part.number
-
-
-def _same(one: Image, two: Image) -> bool:
-    return one is two or (one.shape == two.shape and np.array_equal(one, two))

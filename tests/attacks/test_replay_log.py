@@ -15,6 +15,7 @@ import pytest
 
 from tests.replay_kit import HEADER, Fake, Robot, Ticks, contents, image, limits, recorder, segments
 from trunkline.runtime.errors import ReplayError
+from trunkline.runtime.replay.frames import Pixels, encoded
 from trunkline.runtime.replay.framing import Head, Preamble, pack_preamble, pack_record
 from trunkline.runtime.replay.index import FRAME_GONE, WINDOW_GONE, Inputs, LogIndex
 from trunkline.runtime.replay.payloads import (
@@ -27,7 +28,6 @@ from trunkline.runtime.replay.payloads import (
     SensorBlock,
     WindowRows,
     WindowSource,
-    encoded,
     pack,
 )
 from trunkline.runtime.replay.reader import Damage, Entry, ReplayLog, Torn
@@ -138,10 +138,10 @@ def test_what_is_no_segment_gives_nothing(tmp_path: Path, content: bytes) -> Non
 
 def test_a_newer_version_is_refused_for_reading_and_for_writing(tmp_path: Path) -> None:
     begin = bytearray(pack_preamble(Preamble(0, 0, 0)))
-    begin[8] = 2
+    begin[8] = 3
     begin[28:] = struct.pack("<I", zlib.crc32(begin[:28]))
     log = forged(tmp_path, record(0, 8, NOTE), preamble=bytes(begin))
-    with pytest.raises(ReplayError, match=r"another version[\s\S]*schema 2[\s\S]*update Trunkline"):
+    with pytest.raises(ReplayError, match=r"another version[\s\S]*schema 3[\s\S]*update Trunkline"):
         read(log)
     with pytest.raises(ReplayError, match="another version"):
         recorder(tmp_path)
@@ -271,7 +271,7 @@ SCENE: Records = [
 
 
 def png(height: int, width: int) -> bytes:
-    return encoded(image(0, height, width), "png").tobytes()
+    return encoded(Pixels.of(image(0, height, width)), "png").tobytes()
 
 
 def bomb() -> bytes:

@@ -31,7 +31,7 @@ from trunkline.calibration.replay import EpisodeRule, Promotion, promote
 from trunkline.calibration.replay.promote import (
     BLANK,
     NOT_FINITE,
-    OTHER_SIZE,
+    OTHER_FORM,
     OTHER_STREAM,
     SHORT_WINDOW,
 )
@@ -205,7 +205,7 @@ def test_what_cannot_be_a_sample_is_skipped_with_the_reason(tmp_path: Path) -> N
         recording.decision(Seen(INSTRUCTIONS[0], histories(7), image=image(1), window=window), DECISION, 0)
         recording.decision(Seen(" \t", histories(8), image=image(1)), DECISION, 0)
     promotion, _ = promoted(tmp_path)
-    assert dict(promotion.skipped) == {OTHER_STREAM: 2, OTHER_SIZE: 1, SHORT_WINDOW: 1, NOT_FINITE: 1, BLANK: 1}
+    assert dict(promotion.skipped) == {OTHER_STREAM: 2, OTHER_FORM: 1, SHORT_WINDOW: 1, NOT_FINITE: 1, BLANK: 1}
     assert promotion.samples == 2
     np.testing.assert_array_equal(sensor_file(tmp_path)["data"][1], rows[4][-20:])
 

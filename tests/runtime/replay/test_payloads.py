@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from tests.replay_kit import ACTIONS, FORM, HEADER, image
 from trunkline.runtime.errors import ImageError
+from trunkline.runtime.image import PIL_MODES
 from trunkline.runtime.replay import framing
+from trunkline.runtime.replay.frames import Pixels, decoded, encoded
 from trunkline.runtime.replay.payloads import (
     KINDS,
     Candidates,
@@ -29,8 +32,6 @@ from trunkline.runtime.replay.payloads import (
     SensorBlock,
     WindowRows,
     WindowSource,
-    encoded,
-    frame_pixels,
     pack,
     unpack,
 )
@@ -49,10 +50,16 @@ def floats(shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
 @st.composite
 def frames(draw: st.DrawFn) -> tuple[Meta, Any]:
     height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    pixels = draw(hnp.arrays(np.uint8, (height, width, 3)))
+    mode = draw(st.sampled_from(PIL_MODES))
+    data = draw(st.binary(min_size=1, max_size=768)) * (height * width * 4)
+    image = Image.frombytes(mode, (width, height), data[: len(Image.new(mode, (width, height)).tobytes())])
+    colours = draw(hnp.arrays(np.uint8, st.integers(1, 256).map(lambda count: 3 * count))) if mode == "P" else None
+    pixels = Pixels(mode, height, width, np.frombuffer(image.tobytes(), np.uint8))
     encoding = draw(st.sampled_from(["raw", "png"]))
-    data = encoded(pixels, encoding)
-    return Frame(draw(st.none() | stamps), height, width, encoding, len(data)), (data,)
+    packed = encoded(pixels, encoding)
+    size = 0 if colours is None else len(colours)
+    meta = Frame(draw(st.none() | stamps), height, width, encoding, len(packed), mode, size)
+    return meta, (packed,) if colours is None else (packed, colours)
 
 
 @st.composite
@@ -166,6 +173,12 @@ REFUSED: dict[str, tuple[Meta, tuple[Any, ...], str]] = {
     "an array too few": (SensorBlock(0, 1, 1), (np.zeros(1, np.int64),), "instead of"),
     "no rows": (SensorBlock(0, 0, 1), (np.zeros(0, np.int64), np.zeros((0, 1), np.float32)), "rows is 0"),
     "a raw frame of another size": (Frame(0, 8, 8, "raw", 5), (np.zeros(5, np.uint8),), "5 bytes"),
+    "a raw frame of another mode": (Frame(0, 8, 8, "raw", 192, "RGBA"), (np.zeros(192, np.uint8),), "192 bytes"),
+    "a palette without colours": (Frame(0, 8, 8, "raw", 64, "P"), (np.zeros(64, np.uint8),), "a palette of 0 bytes"),
+    "colours without a palette": (
+        *(Frame(0, 8, 8, "raw", 64, "L", 3), (np.zeros(64, np.uint8), np.zeros(3, np.uint8))),
+        "a palette of 3 bytes",
+    ),
     "drops below zero": (Dropped({"frame": 1 << 64}), (), "frame is"),
 }
 
@@ -184,13 +197,14 @@ def test_numpy_numbers_are_not_taken_for_whole_ones() -> None:
 
 def test_a_png_frame_is_the_frame() -> None:
     pixels = image(3, 20, 31)
-    data = encoded(pixels, "png")
+    data = encoded(Pixels.of(pixels), "png")
     frame = Frame(0, 20, 31, "png", len(data))
-    np.testing.assert_array_equal(frame_pixels(frame, data, "here"), pixels)
-    with pytest.raises(ImageError, match="not what its record says"):
-        frame_pixels(Frame(0, 31, 20, "png", len(data)), data, "here")
+    np.testing.assert_array_equal(decoded(frame, data, b"", "here").image, pixels)
+    for other in (Frame(0, 31, 20, "png", len(data)), Frame(0, 20, 31, "png", len(data), "RGBA")):
+        with pytest.raises(ImageError, match="not what its record says"):
+            decoded(other, data, b"", "here")
     with pytest.raises(ImageError):
-        frame_pixels(frame, data[:-30], "here")
+        decoded(frame, data[:-30], b"", "here")
 
 
 @untimed
@@ -209,7 +223,7 @@ def test_a_record_is_its_own_frame(number: int, stamp_ns: int, kind: int, payloa
 def test_the_layout_on_disk_is_the_documented_one() -> None:
     """Other programs read these bytes: they change with the schema only."""
     preamble = framing.pack_preamble(framing.Preamble(7, 5, -3))
-    assert preamble[:28] == bytes.fromhex("8f544c4c4f470d0a") + struct.pack("<IIIq", 1, 7, 5, -3)
+    assert preamble[:28] == bytes.fromhex("8f544c4c4f470d0a") + struct.pack("<IIIq", 2, 7, 5, -3)
     record = framing.pack_record(framing.Head(4, (7 << 32) + 2, 9, 8), b"\x00\x00\x00\x00")
     assert record[:28] == bytes.fromhex("c554529e") + struct.pack("<IQqHH", 4, (7 << 32) + 2, 9, 8, 0)
     payload = pack(WindowRows(1, 2), np.array([[1.5, -2]], np.float32))
