@@ -106,8 +106,16 @@ def test_a_bundle_that_cannot_judge_any_of_it(tmp_path: Path, bundle: Path) -> N
     with recorder(tmp_path / "log") as recording:
         Robot().work(recording, Fake(), 3)
     result = run("replay", tmp_path / "log", "--bundle", bundle, code=1)
+    assert "the samples are of another kind than the bundle" in result.stderr
+    assert "steps per window: 4, the bundle has 10" in result.stderr
+
+
+def test_a_log_without_a_decision_to_take_again(tmp_path: Path, bundle: Path, ensemble: Ensemble) -> None:
+    with SyncRecorder(tmp_path / "log", header_of(ensemble.bundle)) as recording:
+        recording.decision(Seen("put it down", windows(4), image=frame(0)), None, 0, marks=["frame too old"])
+    result = run("replay", tmp_path / "log", "--bundle", bundle, code=1)
     assert "no decision of the log could be taken again" in result.stderr
-    assert "3: the bundle refuses it: candidates cannot be scored" in result.stderr
+    assert "1: it has no scores: there was no decision" in result.stderr
 
 
 def test_where_there_is_no_log(tmp_path: Path) -> None:

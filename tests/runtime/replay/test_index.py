@@ -209,7 +209,7 @@ def test_a_log_that_loses_its_oldest_records_after_it_was_indexed(tmp_path: Path
     recording.close()
 
 
-def test_frames_on_the_same_picture_are_one_array(tmp_path: Path) -> None:
+def test_frames_on_the_same_picture_are_one_object(tmp_path: Path) -> None:
     picture = frozen(image(0))
     with recorder(tmp_path) as recording:
         for index in range(3):
@@ -217,7 +217,7 @@ def test_frames_on_the_same_picture_are_one_array(tmp_path: Path) -> None:
     inputs: list[Any] = found(tmp_path)
     index = LogIndex(ReplayLog(tmp_path))
     decisions = [index.decision(number) for number in index.decisions]
-    images = [index.inputs(decision).image for decision in decisions if decision]  # type: ignore[union-attr]
+    images = [index.inputs(decision).pixels for decision in decisions if decision]  # type: ignore[union-attr]
     assert all(each is images[0] for each in images)
     assert len({each.frame for each in inputs}) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import threading
 from collections import Counter
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.deep_images import DEEP_FILES
 from tests.replay_kit import (
     FORM,
     HEADER,
@@ -31,10 +33,12 @@ from tests.replay_kit import (
     recorder,
     segments,
 )
-from trunkline.runtime.ensemble import Decision
-from trunkline.runtime.errors import CandidateError, ImageError, ReplayError, SensorError
+from trunkline.runtime.ensemble import Decision, Selection
+from trunkline.runtime.errors import CandidateError, ImageError, InputError, ReplayError, SensorError
+from trunkline.runtime.image import PIL_MODES
 from trunkline.runtime.replay import Recorder, Seen, SyncRecorder, header_of
 from trunkline.runtime.replay.framing import segment_of
+from trunkline.runtime.replay.index import Inputs, LogIndex
 from trunkline.runtime.replay.payloads import Candidates, Decided, Dropped, Frame, Instruction, Note, WindowRows
 from trunkline.runtime.replay.reader import ReplayLog
 from trunkline.runtime.replay.writer import LogLimits
@@ -142,15 +146,134 @@ def test_a_refusal_is_recorded_with_whatever_there_is(tmp_path: Path) -> None:
     assert second.frame is not None
 
 
-def test_pil_images_are_taken_if_they_are_rgb(tmp_path: Path) -> None:
-    with recorder(tmp_path, frames="png") as recording:
-        recording.frame(Image.fromarray(image(4)), 0)
-        with pytest.raises(ImageError, match="cannot be recorded"):
-            recording.frame(Image.fromarray(image(4)).convert("L"), 0)
-        for wrong in (image(4).astype(np.float32), image(4)[:, :, 0], np.zeros((3, 8, 9), np.uint8), None):
-            with pytest.raises(ImageError):
-                recording.frame(wrong, 0)  # type: ignore[arg-type]
-    assert kinds(tmp_path)["Frame"] == 1
+BAD_IMAGES: dict[str, Any] = {
+    "empty": np.zeros((0, 640, 3), np.uint8),
+    "empty, of PIL": Image.new("RGB", (0, 0)),
+    "floats": image(4).astype(np.float32),
+    "grey": image(4)[:, :, 0],
+    "channel-first": np.zeros((3, 8, 9), np.uint8),
+    "masked": np.ma.masked_array(image(4), True),
+    "too small": image(4, 7, 7),
+    "16-bit": Image.new("I;16", (9, 8)),
+    "16-bit RGB": Image.open(io.BytesIO(DEEP_FILES["rgb.png"])),
+    "half a file": Image.open(io.BytesIO(DEEP_FILES["rgb.png"][:60])),
+    "a path": "frame.png",
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_a_bad_image_fails_in_the_call_and_the_next_decision_is_recorded(tmp_path: Path, name: str) -> None:
+    """Once, an empty frame ended the thread, and everything behind it was lost without a word."""
+    with Recorder(tmp_path, HEADER, UNSYNCED) as recording:
+        with pytest.raises(ImageError):
+            recording.decision(seen(image=BAD_IMAGES[name]), DECISION, 0)
+        with pytest.raises(ImageError):
+            recording.frame(BAD_IMAGES[name], 0)
+        for index in range(100):
+            recording.decision(seen(index), DECISION, index)
+    assert (recording.dropped, recording.failure) == ({}, None)
+    assert kinds(tmp_path)["Decided"] == 100
+
+
+@pytest.mark.parametrize("encoding", ["png", "raw"])
+@pytest.mark.parametrize("mode", PIL_MODES)
+def test_images_of_every_mode_are_recorded_as_they_are(tmp_path: Path, mode: str, encoding: str) -> None:
+    given = Image.fromarray(np.dstack([image(4), image(5)[..., :1]])).convert("RGB" if mode == "P" else mode)
+    given = given.quantize(20) if mode == "P" else given
+    with recorder(tmp_path, frames=encoding) as recording:
+        for index in range(2):
+            recording.decision(seen(image=given), DECISION, index)
+        recording.decision(seen(image=given.transpose(Image.Transpose.ROTATE_180)), DECISION, 2)
+    index = LogIndex(ReplayLog(tmp_path))
+    first, again, turned = (index.inputs(index.decision(number)) for number in index.decisions)  # type: ignore[arg-type]
+    assert isinstance(first, Inputs)
+    assert isinstance(turned, Inputs)
+    assert first.frame == again.frame != turned.frame  # type: ignore[union-attr]
+    found = Image.fromarray(first.image) if isinstance(first.image, np.ndarray) else first.image
+    assert (found.mode, found.size) == (mode, given.size)
+    assert found.tobytes() == given.tobytes()
+    assert found.getpalette() == given.getpalette()
+
+
+STAMPS: tuple[Any, ...] = (7, np.int64(7), np.uint64(7))
+NO_STAMPS: tuple[Any, ...] = (None, 7.0, "7", float("nan"), np.int32(7), np.float64(7), True, 1 << 63, np.array([7]))
+
+
+@pytest.mark.parametrize("stamp", STAMPS, ids=repr)
+def test_stamps_of_every_kind_that_is_one(tmp_path: Path, stamp: Any) -> None:
+    """Numpy's integers once lost every decision."""
+    window = SensorWindow(np.ones((4, 3), np.float32), np.float32(100), stamp, np.int32(1))  # type: ignore[arg-type]
+    with Recorder(tmp_path, HEADER, UNSYNCED) as recording:
+        recording.frame(image(1), stamp)
+        ages = {"frame_age_ns": stamp, "sensor_age_ns": stamp}
+        recording.decision(seen(frame_ns=stamp, window=window, **ages), DECISION, stamp)
+    assert (recording.dropped, recording.failure) == ({}, None)
+    (entry,) = of_kind(tmp_path, Decided)
+    meta = entry.meta
+    assert (meta.stamp_ns, meta.frame_ns, meta.frame_age_ns, meta.sensor_age_ns) == (7, 7, 7, 7)
+    assert meta.window is not None
+    assert (meta.window.end_ns, meta.window.missing, meta.window.rate_hz) == (7, 1, 100.0)
+
+
+@pytest.mark.parametrize("stamp", NO_STAMPS, ids=repr)
+def test_stamps_that_are_none_fail_in_the_call(tmp_path: Path, stamp: Any) -> None:
+    with Recorder(tmp_path, HEADER, UNSYNCED) as recording:
+        for call in (lambda: recording.frame(image(1), stamp), lambda: recording.decision(seen(), DECISION, stamp)):
+            with pytest.raises(InputError, match="not whole nanoseconds"):
+                call()
+        for name in ("frame_ns", "frame_age_ns", "sensor_age_ns"):
+            if stamp is not None:
+                with pytest.raises(InputError, match=f"(?s)not whole nanoseconds.*{name}"):
+                    recording.decision(seen(**{name: stamp}), DECISION, 0)
+        recording.decision(seen(), DECISION, 1)
+    assert (recording.dropped, recording.failure) == ({}, None)
+    assert kinds(tmp_path)["Decided"] == 1
+
+
+WINDOW = SensorWindow(np.ones((4, 3), np.float32), 100.0)
+BAD_CALLS: dict[str, tuple[dict[str, Any], Any]] = {
+    "no instruction": ({"instruction": []}, DECISION),
+    "an instruction in bytes": ({"instruction": b"go"}, DECISION),
+    "half a character": ({"instruction": "\ud800"}, DECISION),
+    "a number": ({"instruction": 7}, DECISION),
+    "candidates": ({"histories": np.ma.masked_array(histories(0), True)}, DECISION),
+    "a window without its rate": ({"window": WINDOW.samples}, DECISION),
+    "a window of doubles": ({"window": replace(WINDOW, samples=np.ones((4, 3)))}, DECISION),
+    "a matrix": ({"window": replace(WINDOW, samples=WINDOW.samples.view(np.matrix))}, DECISION),
+    "an empty window": ({"window": replace(WINDOW, samples=WINDOW.samples[:0])}, DECISION),
+    "a window that ends in NaN": ({"window": replace(WINDOW, end_ns=float("nan"))}, DECISION),
+    "a rate of NaN": ({"window": replace(WINDOW, rate_hz=float("nan"))}, DECISION),
+    "a selection": ({}, Selection(0, 0, 0.5, "go", np.zeros(1, np.float32), np.zeros((1, 3), np.float32))),
+    "scores of doubles": ({}, replace(DECISION, scores=DECISION.scores.astype(np.float64))),
+    "another winner": ({}, replace(DECISION, best=3)),
+    "no members": ({}, replace(DECISION, member_scores=np.zeros((0, 3), np.float32))),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_bad_call_fails_in_the_call_and_the_next_decision_is_recorded(tmp_path: Path, name: str) -> None:
+    changes, decision = BAD_CALLS[name]
+    with Recorder(tmp_path, HEADER, UNSYNCED) as recording:
+        with pytest.raises((InputError, ReplayError)):
+            recording.decision(seen(**changes), decision, 0)
+        recording.decision(seen(), DECISION, 1)
+        with pytest.raises(ReplayError, match="cannot be recorded"):
+            recording.note("half a character: \ud800")
+    assert (recording.dropped, recording.failure) == ({}, None)
+    assert [entry.meta.stamp_ns for entry in of_kind(tmp_path, Decided)] == [1]
+
+
+def test_what_a_refusal_cannot_have_been_made_on_is_marked(tmp_path: Path) -> None:
+    bad = {name: changes for name, (changes, _) in BAD_CALLS.items() if changes}
+    with Recorder(tmp_path, HEADER, UNSYNCED) as recording:
+        for changes in (*bad.values(), {"image": BAD_IMAGES["empty"]}):
+            recording.decision(seen(**changes), None, 0, marks=["error"])
+        recording.decision(seen(image=BAD_IMAGES["grey"], instruction=[]), None, 0, marks="error")
+    found = [entry.meta.marks[1:] for entry in of_kind(tmp_path, Decided)]
+    kinds_of = {"instruction": 4, "candidates": 1, "sensor window": 6, "frame": 1}
+    assert found[:-1] == [(f"unusable {what}",) for what, count in kinds_of.items() for _ in range(count)]
+    assert found[-1] == ("unusable frame", "unusable instruction")
+    assert (recording.dropped, recording.failure) == ({}, None)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +285,14 @@ def test_pil_images_are_taken_if_they_are_rgb(tmp_path: Path) -> None:
         (np.zeros(2, np.int64), np.zeros((2, 4), np.float32)),
         (np.zeros((2, 1), np.int64), np.zeros((2, 3), np.float32)),
         ([0, 1], np.zeros((2, 3), np.float32)),
+        (np.zeros(2, np.int64), np.zeros((2, 3), np.float32).view(np.matrix)),
+        (np.zeros(2, np.int64), np.ma.masked_array(np.zeros((2, 3), np.float32), True)),
+        (np.zeros(2, np.int32), np.zeros((2, 3), np.float32)),
         (None, None),
     ],
 )
 def test_samples_of_another_stream_are_refused(tmp_path: Path, stamps: Any, samples: Any) -> None:
-    with recorder(tmp_path) as recording, pytest.raises(SensorError, match="cannot be recorded"):
+    with recorder(tmp_path) as recording, pytest.raises(SensorError, match="cannot be taken"):
         recording.sensor(stamps, samples)
 
 
@@ -312,13 +438,33 @@ def test_a_full_disk_is_counted_and_recording_goes_on_when_there_is_room(
     assert metas == [Dropped({"note": 1}), Note("kept")]
 
 
-def test_what_cannot_be_written_is_counted_and_does_not_stop_the_thread(tmp_path: Path) -> None:
-    with Recorder(tmp_path, HEADER, UNSYNCED) as recording:
-        recording.note("half a character: \ud800")
-        recording.note("whole")
-    assert recording.dropped == {"note": 1}
-    assert "cannot be recorded" in str(recording.failure)
-    assert [entry.meta for entry in of_kind(tmp_path, Note)] == [Note("whole")]
+@pytest.mark.parametrize("error", [ValueError("tile cannot extend outside image"), MemoryError(), KeyError("x")])
+@pytest.mark.parametrize("place", ["encoded", "packed"])
+def test_whatever_goes_wrong_with_a_record_the_thread_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    """A fault that no check foresaw costs one record, is counted here and in the log, and told."""
+
+    def broken(*arguments: object) -> None:
+        raise error
+
+    recording = Recorder(tmp_path, HEADER, UNSYNCED)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"trunkline.runtime.replay.scribe.{place}", broken)
+        recording.decision(seen(0), DECISION, 0)
+        while not recording.dropped:
+            pass
+    assert recording.dropped == {"decision": 1}
+    assert isinstance(recording.failure, ReplayError)
+    assert recording.failure.__cause__ is error
+    assert type(error).__name__ in str(recording.failure)
+    assert "where: decision" in str(recording.failure)
+    for index in range(1, 101):
+        recording.decision(seen(index), DECISION, index)
+    recording.close()
+    assert recording.dropped == {"decision": 1}
+    assert [entry.meta.stamp_ns for entry in of_kind(tmp_path, Decided)] == list(range(1, 101))
+    assert dict(ReplayLog(tmp_path).summary().dropped) == {"decision": 1}
 
 
 def test_an_idle_log_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
