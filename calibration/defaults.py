@@ -11,4 +11,4 @@ FLOAT16_SCORE_CHANGE = 5e-3
 #: The budget of int8: by how much a score may move, and how many decisions must keep their winner.
 INT8_SCORE_CHANGE, INT8_AGREEMENT = 0.05, 0.97
 #: How many samples give ranges, how many judge, and how many prove INT8_AGREEMENT (``int8/proof.py``).
-CALIBRATING_SAMPLES, JUDGING_SAMPLES, PROVING_SAMPLES = 128, 128, 522
+CALIBRATING_SAMPLES, JUDGING_SAMPLES, PROVING_SAMPLES = 128, 128, 1145

@@ -138,7 +138,8 @@ def compress(
                 samples.name,
             )
             warnings = [each.message for each in (*samples.warnings, *coverage(judge.contexts()).warnings)]
-            result = _record(plans, found, proof, _summary(samples, warnings), options, described(ensemble.backend))
+            facts = (_summary(samples, warnings), options, described(ensemble.backend))
+            result = _record(plans, search, found, proof, *facts)
             manifest = ensemble.bundle.manifest
             written = _write(plans, found.assignment, Path(work) / "final")
         # Closed by now, so that nothing maps the files that are replaced.
@@ -215,6 +216,7 @@ def _summary(samples: DrawnSamples, warnings: Sequence[str]) -> SampleSummary:
 
 def _record(
     plans: Mapping[str, StagePlan],
+    search: Search,
     found: SearchResult,
     proof: Proof,
     samples: SampleSummary,
@@ -234,7 +236,7 @@ def _record(
         budget=options.budget,
         samples=samples,
         layers=tuple(layers),
-        sensitivities=found.sensitivities,
+        sensitivities=search.sensitivities,
         steps=found.steps,
         all_int8=found.all_int8.fused,
         fused=found.verdict.fused,

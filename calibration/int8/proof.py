@@ -32,6 +32,8 @@ CONFIDENCE = 0.95
 MAX_PROOFS = 2
 #: Chance that one proof passes by luck.
 DOUBT = (1 - CONFIDENCE) / MAX_PROOFS
+#: Of the failures that are allowed, this part is taken to occur: proving more would take a multiple of decisions.
+LIKELY = 2 / 3
 #: More decisions than this are not drawn unless somebody asks for them.
 MAX_DECISIONS = 2000
 #: Decisions that are taken at once: their patches are in memory together.
@@ -53,12 +55,12 @@ def provable(share: float, total: int) -> float:
 
 
 def decisions_needed(share: float) -> int:
-    """Decisions that prove ``share`` although half of the failures that it allows occur; :data:`MAX_DECISIONS` at most.
+    """Decisions that prove ``share`` if two thirds of the failures that it allows occur; :data:`MAX_DECISIONS` at most.
 
     With fewer, an ensemble that is good enough would too often be refused by bad luck.
     """
     for total in range(1, MAX_DECISIONS):
-        if _luck(math.ceil((1 - share) / 2 * total), total, share) <= DOUBT:
+        if _luck(math.ceil((1 - share) * LIKELY * total), total, share) <= DOUBT:
             return total
     return MAX_DECISIONS
 

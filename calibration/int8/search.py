@@ -47,7 +47,6 @@ class SearchResult:
     verdict: Verdict
     all_int8: Verdict
     met: bool
-    sensitivities: tuple[Sensitivity, ...]
     steps: tuple[SearchStep, ...]
 
 
@@ -101,14 +100,13 @@ class Search:
         self.budget, self.steps = budget, list[SearchStep]()
         assignment, verdict = self._lowest, self._all_int8
         if not self._met(verdict):
-            order = self._order(self._sensitivities)
+            order = self._order(self.sensitivities)
             assignment, verdict = self._withdraw(assignment, order, "int8", "stored")
             if self._met(verdict):
                 assignment, verdict = self._bring_back(self._lowest, assignment, verdict)
             else:
                 assignment, verdict = self._withdraw(assignment, order, "stored", "float32")
-        found = (assignment, verdict, self._all_int8, self._met(verdict))
-        return SearchResult(*found, tuple(self._sensitivities), tuple(self.steps))
+        return SearchResult(assignment, verdict, self._all_int8, self._met(verdict), tuple(self.steps))
 
     @cached_property
     def _all_int8(self) -> Verdict:
@@ -118,8 +116,8 @@ class Search:
         return self.budget.met(verdict.fused)
 
     @cached_property
-    def _sensitivities(self) -> list[Sensitivity]:
-        """Damage of each stage and each block alone."""
+    def sensitivities(self) -> tuple[Sensitivity, ...]:
+        """Damage of each stage and each block alone; judged when it is first asked for."""
         places = [(stage, "") for stage in self._lowest]
         places += [(stage, block) for stage, choice in self._lowest.items() for block in _blocks(choice)]
         found = []
@@ -128,7 +126,7 @@ class Search:
             choice = {name: kind for name, kind in self._lowest[stage].items() if not block or block_of(name) == block}
             found.append(Sensitivity(stage, block, self.trials.judge({stage: choice}).fused))
         self.progress("sensitivity of stages and blocks", len(places), len(places))
-        return found
+        return tuple(found)
 
     def _order(self, sensitivities: Iterable[Sensitivity]) -> list[Sensitivity]:
         """Blocks, the one with most damage for the time it saves first."""

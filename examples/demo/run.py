@@ -59,7 +59,7 @@ def main() -> None:
         "held-out camera images, instructions and action windows of a simulated table",
         *[*generate, data, "--samples", arguments.samples, "--seed", 7],
     )
-    step("others, to calibrate int8 with", *generate, seen, "--samples", 800, "--seed", 11)
+    step("others, to calibrate int8 with", *generate, seen, "--samples", 1450, "--seed", 11)
     step("three late epochs of one run become one file", COMMAND, "merge", *members("members"), "-o", ensemble)
     step("is anything wrong with it?", COMMAND, "doctor", ensemble)
     step("trunk and heads become one bundle", COMMAND, "export", ensemble, "-o", float32, "--overwrite", "--no-report")
@@ -95,7 +95,7 @@ def with_sensor(out: Path, samples: int) -> None:
         "held-out episodes of a hand that feels: contact force and A-scan",
         *[*generate, data, "--samples", samples, "--seed", 7],
     )
-    step("others, to calibrate int8 with", *generate, seen, "--samples", 800, "--seed", 11)
+    step("others, to calibrate int8 with", *generate, seen, "--samples", 1450, "--seed", 11)
     step("three late epochs with a sensor", COMMAND, "merge", *members("sensor_members"), "-o", ensemble)
     step("does the sensor reach the scores?", COMMAND, "doctor", ensemble)
     step("one bundle, with a sensor stage", COMMAND, "export", ensemble, "-o", float32, "--overwrite", "--no-report")

@@ -118,7 +118,7 @@ def command(
         typer.Option(
             "--proved",
             min=1,
-            help="Decisions that prove the choice; by default as many as --min-agreement needs, 522 for 0.97.",
+            help="Decisions that prove the choice; by default as many as --min-agreement needs, 1,145 for 0.97.",
             rich_help_panel=_INT8,
         ),
     ] = None,

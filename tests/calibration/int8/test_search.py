@@ -59,7 +59,7 @@ def test_all_in_int8_is_tried_first() -> None:
     assert in_int8(found) == set(NAMES)
     assert found.met
     assert found.steps == ()
-    assert known.judged == 1 + 1 + BLOCKS  # each block alone is for the report
+    assert known.judged == 1
 
 
 def test_one_bad_layer_alone_falls_back() -> None:
@@ -84,7 +84,6 @@ def test_another_budget_costs_no_second_look_at_every_block() -> None:
     damages = dict.fromkeys(NAMES, 0.00199)
     (loose, tight), known = searched(damages, BUDGET, Budget(0.02, 0.5))
     assert (len(in_int8(loose)), len(in_int8(tight))) == (25, 10)
-    assert loose.sensitivities == tight.sensitivities
     assert known.judged < 1 + 1 + BLOCKS + 2 * (5 + 6 + 24)
 
 
