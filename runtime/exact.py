@@ -31,7 +31,7 @@ def is_stamp(value: object) -> TypeGuard[int]:
 
 def is_number(value: object) -> TypeGuard[float]:
     """A finite number of Python or numpy; True and False are none."""
-    return (is_whole(value) or isinstance(value, float | np.floating)) and -math.inf < value < math.inf
+    return (is_whole(value) or isinstance(value, float | np.floating)) and bool(-math.inf < value < math.inf)
 
 
 def whole_ns(value: object, what: str, error: type[InputError] = InputError) -> int:

@@ -61,7 +61,8 @@ class Pixels:
         """
         check_image(image)
         if isinstance(image, np.ndarray):
-            return cls("RGB", *image.shape[:2], unchanging(image))
+            height, width, _ = image.shape
+            return cls("RGB", height, width, unchanging(image))
         palette = bytes(image.getpalette("RGB") or ()) if image.mode == "P" else b""
         data = np.frombuffer(image.tobytes(), np.uint8)
         return cls(image.mode, image.height, image.width, data, palette)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from trunkline.runtime.sensor.writer import check_block
 
 What = Literal["frame", "sensor", "decision", "note"]
 Write = Callable[[Scribe], None]
-Given = TypeVar("Given")
 Taken = TypeVar("Taken")
 AnyFront = TypeVar("AnyFront", bound="Front")
 
@@ -138,8 +137,9 @@ class Front(ABC):
         )
         packed(meta, *scores)  # what could not be written is told here, not in the thread that writes
         scene = Scene(frame, instruction, histories, window)
-        arrays = [frame and frame.data, histories, window and window.samples]
-        size = sum(each.nbytes for each in arrays if each is not None)
+        size = 0 if frame is None else frame.data.nbytes
+        size += 0 if histories is None else histories.nbytes
+        size += 0 if window is None else window.samples.nbytes
         self._do("decision", size, lambda scribe: scribe.decision(scene, meta, scores))
 
     def note(self, text: str) -> None:
@@ -185,7 +185,7 @@ class _Taking:
         self._decided = decided
         self.marks: list[str] = []
 
-    def __call__(self, value: Given | None, take: Callable[[Given], Taken], name: str) -> Taken | None:
+    def __call__(self, value: object, take: Callable[[Any], Taken], name: str) -> Taken | None:
         if value is None:
             return None
         try:

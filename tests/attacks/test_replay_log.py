@@ -136,6 +136,22 @@ def test_what_is_no_segment_gives_nothing(tmp_path: Path, content: bytes) -> Non
     assert len(damage) + len(torn) == 1
 
 
+def test_a_log_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """It knows no modes: its frames are RGB."""
+    begin = bytearray(pack_preamble(Preamble(0, 0, 0)))
+    begin[8] = 1
+    begin[28:] = struct.pack("<I", zlib.crc32(begin[:28]))
+    stated = {"stamp_ns": 5, "height": 8, "width": 9, "encoding": "raw", "bytes": 216}
+    pieces = [*SCENE, (2, text(stated, image(0, 8, 9).tobytes())), (7, decided(instruction=0, candidates=1, frame=2))]
+    records = (record(place, *piece) for place, piece in enumerate(pieces))
+    found = inputs_of(forged(tmp_path, *records, preamble=bytes(begin)))
+    assert isinstance(found, Inputs)
+    np.testing.assert_array_equal(found.image, image(0, 8, 9))
+    with recorder(tmp_path) as recording:
+        recording.note("goes on")
+    assert [type(entry.meta) for entry in read(ReplayLog(tmp_path))[0]] == [Header, Note]  # the old one was too old
+
+
 def test_a_newer_version_is_refused_for_reading_and_for_writing(tmp_path: Path) -> None:
     begin = bytearray(pack_preamble(Preamble(0, 0, 0)))
     begin[8] = 3
