@@ -159,7 +159,7 @@ def table(title: str, found: list[Row]) -> str:
     made = [each.proven for each in found if each.proven is not None]
     summary = (
         f"{title}: {found[0].layers} layers. Of {len(found)} exports chosen by judging decisions alone, {missed} "
-        f"keep fewer than {asked:.0%} of the fresh winners; {averages([each.chosen for each in found])}. With the proof "
+        f"keep fewer than {asked:.0%} of the fresh winners; {averages([each.chosen for each in found])}. With a proof "
         f"{len(made)} are made, and {sum(bool(broken(mix)) for mix in made)} of them break a promise "
         f"({1 - CONFIDENCE:.0%} may); {averages(made)}."
     )
