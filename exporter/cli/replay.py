@@ -128,7 +128,7 @@ def _show_log(summary: Summary) -> None:
         show(f"{span_s:.1f} s, from {_time(summary.first_ns)} to {_time(summary.last_ns)}")
     show(f"{size(summary.bytes)} in {summary.segments} segments of {summary.sessions} sessions")
     lost = ", ".join(f"{count} {_plain(what)}" for what, count in summary.dropped.items())
-    show(f"not recorded, because the disk was too slow or refused: {lost or 'nothing'}")
+    show(f"not recorded, because the disk was too slow or refused, or something went wrong: {lost or 'nothing'}")
     for torn in summary.torn:
         show(f"segment {torn.segment} ends in {torn.bytes} bytes of a record that was not finished")
     for damage in summary.damage[:_DAMAGE_SHOWN]:

@@ -110,7 +110,8 @@ class Front(ABC):
 
         Raises:
             InputError: a stamp is not whole nanoseconds, or there is a decision on an image, instruction, candidates or
-                window that no ensemble takes. Without a decision that is left out, and marked as "unusable".
+                window that no ensemble takes, or with another number of scores. Without a decision, what does not pass
+                is left out, and marked as "unusable".
             ReplayError: the log is closed, or would not be read again as it is.
         """
         taking = _Taking(decided=decision is not None)
@@ -119,22 +120,13 @@ class Front(ABC):
         histories = taking(seen.histories, lambda each: candidates.prepare(each, actions), "candidates")
         instruction = taking(seen.instruction, _instruction, "instruction")
         window, source = taking(seen.window, _window, "sensor window") or (None, None)
-        meta = Decided(
-            stamp_ns=whole_ns(stamp_ns, "stamp_ns of a decision"),
-            bundle=self._header.bundle,
-            frame=None,
-            frame_ns=_maybe_ns(seen.frame_ns, "frame_ns"),
-            instruction=None,
-            candidates=None,
-            window=source,
-            frame_age_ns=_maybe_ns(seen.frame_age_ns, "frame_age_ns"),
-            sensor_age_ns=_maybe_ns(seen.sensor_age_ns, "sensor_age_ns"),
-            marks=(*([marks] if isinstance(marks, str) else marks), *taking.marks),
-            best=None if decision is None else decision.best,
-            best_instruction=None if decision is None else decision.instruction,
-            scores=scores[0].shape if scores else (),
-            members=next(iter(scores[1].shape), 0) if scores else 0,
-        )
+        facts = _facts(seen, stamp_ns, decision, scores)
+        words = (*([marks] if isinstance(marks, str) else marks), *taking.marks)
+        meta = Decided(bundle=self._header.bundle, window=source, marks=words, **facts)
+        if scores and histories is not None and meta.scores[-1:] != histories.shape[:1]:
+            raise InputError(
+                "a decision is not on these candidates", expected=f"{len(histories)} scores", found=f"{meta.scores}"
+            )
         packed(meta, *scores)  # what could not be written is told here, not in the thread that writes
         scene = Scene(frame, instruction, histories, window)
         size = 0 if frame is None else frame.data.nbytes
@@ -205,6 +197,19 @@ def _scores(decision: Decision | None) -> tuple[Array, ...]:
             "this is no decision", expected="what Ensemble.score gave, or None", found=type(decision).__name__
         )
     return tuple(np.array(each) for each in (decision.scores, decision.member_scores))
+
+
+def _facts(seen: Seen, stamp_ns: int, decision: Decision | None, scores: tuple[Array, ...]) -> dict[str, Any]:
+    """Stamps and result as fields of a record, which gets the numbers of other records later."""
+    return {
+        "stamp_ns": whole_ns(stamp_ns, "stamp_ns of a decision"),
+        **{name: _maybe_ns(getattr(seen, name), name) for name in ("frame_ns", "frame_age_ns", "sensor_age_ns")},
+        **dict.fromkeys(("frame", "instruction", "candidates")),
+        "best": None if decision is None else decision.best,
+        "best_instruction": None if decision is None else decision.instruction,
+        "scores": scores[0].shape if scores else (),
+        "members": next(iter(scores[1].shape), 0) if scores else 0,
+    }
 
 
 def _instruction(instruction: str | Sequence[str]) -> bytes:

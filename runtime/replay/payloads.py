@@ -289,7 +289,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Dropped:
-    """What was not written since the last such record, by what it was: the disk was too slow, or full."""
+    """What was not written since the last such record, by what it was, whatever the reason."""
 
     kind: ClassVar[int] = 9
     counts: dict[str, int] = field(default_factory=dict)

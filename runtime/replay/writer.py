@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trunkline.runtime.errors import ReplayError
+from trunkline.runtime.exact import is_number, is_whole
 from trunkline.runtime.replay.disk_error import disk_error
 from trunkline.runtime.replay.folder import FolderLock
 from trunkline.runtime.replay.framing import (
@@ -73,12 +74,12 @@ class LogLimits:
     def check(self) -> None:
         """Raises ReplayError, with every reason, if nothing can be kept within these limits."""
         problems = []
-        if self.bytes < MIN_BYTES:
-            problems.append(f"bytes is {self.bytes}, less than {MIN_BYTES}")
-        if not 0 < self.seconds <= 1e9:
-            problems.append(f"seconds is {self.seconds:g}, not above 0 and up to 1e9")
-        if self.sync_s is not None and not self.sync_s >= 0:
-            problems.append(f"sync_s is {self.sync_s:g}")
+        if not (is_whole(self.bytes) and self.bytes >= MIN_BYTES):
+            problems.append(f"bytes is {self.bytes}, not a whole number from {MIN_BYTES}")
+        if not (is_number(self.seconds) and 0 < self.seconds <= 1e9):
+            problems.append(f"seconds is {self.seconds}, not above 0 and up to 1e9")
+        if self.sync_s is not None and not (is_number(self.sync_s) and self.sync_s >= 0):
+            problems.append(f"sync_s is {self.sync_s}, not a number from 0")
         if problems:
             raise ReplayError("no replay log can be kept within these limits", found=problems)
 
