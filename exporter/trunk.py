@@ -96,8 +96,8 @@ def load_trunk(name: str, weights: Path | None = None, stated: Mapping[str, Any]
     if weights is not None and not Path(weights).is_file():
         raise TrunkError("cannot read the trunk's weights", where=weights, found="no such file", fix="check the path")
     _quietly(name, lambda: refuse_pointers(name))
-    own = _quietly(name, lambda: own_settings(name, stated))
     _quietly(name, lambda: cut_by_name(name))
+    own = _quietly(name, lambda: own_settings(name, stated))
     _quietly(name, lambda: require_readable(name, weights))
     pretrained = None if weights is None else str(weights)
     forced = {key: value for key, value in (own if schema is None else stated).items() if key != "size"}

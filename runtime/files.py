@@ -23,7 +23,7 @@ from trunkline.runtime.errors import IntegrityError
 
 MAX_NAME_CHARS = 200
 #: Of a name, in that of its temporary sibling: with all of it and more, file systems would take it no longer.
-_HINT_CHARS = 40
+_HINT_BYTES = 200
 #: What the kernel answers where a link, a file or a socket stands in the place of something else.
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 HASH_CHUNK_BYTES = 8 << 20
@@ -197,7 +197,7 @@ def sha256_of(path: Path) -> str:
 
 def _hidden(path: Path) -> str:
     """What the name of a temporary sibling begins with."""
-    return f".{path.name[:_HINT_CHARS]}."
+    return f".{os.fsencode(path.name)[:_HINT_BYTES].decode(errors='ignore')}."
 
 
 @contextlib.contextmanager

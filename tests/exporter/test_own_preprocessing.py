@@ -279,7 +279,7 @@ def test_the_models_own_size_may_be_stated(folder: Path) -> None:
 def test_nonsense_is_refused_before_weights_are_read(
     stated: dict[str, Any], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: pytest.fail("the model was built"))
+    monkeypatch.setattr("trunkline.exporter.trunk.require_readable", lambda *_: pytest.fail("weights were read"))
     for said, given in ((SIGLIP, stated), (SIGLIP | stated, {})):
         with pytest.raises(TrunkError, match=rf"(?s)cannot be described.*{message}.*--preprocess"):
             load_trunk(say(folder, said), stated=given)

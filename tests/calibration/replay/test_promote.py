@@ -181,10 +181,10 @@ def test_a_long_day_is_split_by_episodes(tmp_path: Path) -> None:
     with recorder(tmp_path / "log", clock) as recording:
         robot.work(recording, Fake(), 120, clock)
     _, dataset = promoted(tmp_path, rule=EpisodeRule(block_s=1.0))
-    split = split_samples(DatasetSamples(dataset, pool=4), 20, 20, seed=0)
+    split = split_samples(DatasetSamples(dataset, pool=4), (20, 20), seed=0)
     assert split.kind == "episode"
     assert split.episodes >= 7
-    episodes = [{dataset.samples[index].episode for index in side} for side in (split.calibrating, split.judging)]
+    episodes = [{dataset.samples[index].episode for index in side} for side in split.sides]
     assert not episodes[0] & episodes[1]
 
 
