@@ -1,4 +1,7 @@
-"""Machines that die, fill up or refuse to write while engines are built, and builders that meet."""
+"""Machines that die, fill up or refuse to write while engines are built, and builders that meet.
+
+Numbers are those of docs/security.md, "The machine".
+"""
 
 from __future__ import annotations
 

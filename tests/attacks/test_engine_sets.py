@@ -1,4 +1,7 @@
-"""The files that say which engines a bundle runs, and what was measured: foreign, damaged, planted, swapped."""
+"""The files that say which engines a bundle runs, and what was measured: foreign, damaged, planted, swapped.
+
+Numbers are those of docs/security.md, "Engines" and "The machine".
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Engines that must never run: stale, foreign, damaged, planted.
 
-Numbers are those of the list of bad inputs. What is done to a GPU's own engine format is up to the library; here it is
-never shown one that is not, to the byte, what was attested.
+Numbers are those of docs/security.md, "Engines". What is done to a GPU's own engine format is up to the library; here
+it is never shown one that is not, to the byte, what was attested.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Files of a bundle that are missing, foreign, altered, linked or swapped are refused; remembered digests hold.
 
-Numbers are those of the list of bad inputs.
+Numbers are those of docs/security.md, "Files of a bundle".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Manifests that are broken, forged or from elsewhere are refused by name, quickly, and with all differences.
 
-Numbers are those of the list of bad inputs.
+Numbers are those of docs/security.md, "Manifest" and "Graphs".
 """
 
 from __future__ import annotations

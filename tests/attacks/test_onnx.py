@@ -1,6 +1,6 @@
 """Graphs made to reach other files, other code or all of the memory are refused before a back end sees them.
 
-Numbers are those of the list of bad inputs.
+Numbers are those of docs/security.md, "Graphs" and "Tensors".
 """
 
 from __future__ import annotations

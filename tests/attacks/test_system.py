@@ -1,6 +1,6 @@
 """What the machine around the ensemble may do to it: missing libraries, forks, threads, closing, failing back ends.
 
-Numbers are those of the list of bad inputs.
+Numbers are those of docs/security.md, "The machine" and "Candidates, instructions and choices".
 """
 
 from __future__ import annotations

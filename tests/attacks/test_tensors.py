@@ -1,6 +1,6 @@
 """Tensor files whose digest is right and whose content is not.
 
-Numbers are those of the list of bad inputs.
+Numbers are those of docs/security.md, "Tensors".
 """
 
 from __future__ import annotations
