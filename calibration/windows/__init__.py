@@ -8,6 +8,6 @@
     DataLoader(TrainingWindows(store), batch_sampler=store.batches(32, seed=0), num_workers=4)
 
 Read in this order: ``npz_file`` and ``recording`` (what is read), ``plan`` and ``cut`` (which samples belong to which
-window), ``storage`` (float32, float16, int8), ``store_record`` and ``build`` (what is written), ``store`` and
-``batches`` (how it is read back).
+window), ``storage`` (float32, float16, int8), ``store_record`` and ``build`` (what is written), ``store``, ``batches``
+and ``training`` (how it is read back).
 """

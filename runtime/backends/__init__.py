@@ -20,8 +20,10 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.runtime.cuda import driver
 from trunkline.runtime.errors import BackendError
 from trunkline.runtime.manifest import TRT_VARIANT, Stage
+from trunkline.runtime.missing import Missing as Missing
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -56,14 +58,6 @@ class StageFiles:
     threads: int | None = None
     weights_digest: str | None = None
     bundle: str | None = None
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Why a back end cannot run here, and what helps."""
-
-    reason: str
-    fix: str
 
 
 class Session(Protocol):
@@ -201,8 +195,6 @@ def _require_no_idle_gpu(missing: Mapping[str, Missing], instead: Backend) -> No
     for_gpus = {name: why for name, why in missing.items() if named(name).VARIANT == TRT_VARIANT}
     if not for_gpus:
         return
-    from trunkline.runtime.cuda import driver  # only where somebody asks for a GPU
-
     gpu = driver.probe()
     if isinstance(gpu, Missing):
         return

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.runtime.backends import Missing
 from trunkline.runtime.errors import BackendError
+from trunkline.runtime.missing import Missing
 
 LIBRARY = "libcuda.so.1"
 DEVICE = 0

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from tests.windows_kit import FORM, extracted, raw, save
-from trunkline.calibration.windows.batches import Batches, TrainingWindows
+from trunkline.calibration.windows.batches import Batches
 from trunkline.calibration.windows.build import build_store
 from trunkline.calibration.windows.plan import WindowPlan
 from trunkline.calibration.windows.store import WindowStore
+from trunkline.calibration.windows.training import TrainingWindows
 from trunkline.runtime.errors import InputError
 
 INTERVALS = np.array([[1000.1 + 0.02 * index, 1000.1 + 0.02 * index + 0.01 * (1 + index % 3)] for index in range(14)])
@@ -111,7 +112,7 @@ def test_a_data_loader_that_shuffles_by_itself(tmp_path: Path) -> None:
 
 def test_reading_needs_no_exporter_library(store: WindowStore) -> None:
     code = (
-        "import sys; from trunkline.calibration.windows.batches import TrainingWindows;"
+        "import sys; from trunkline.calibration.windows.training import TrainingWindows;"
         "from trunkline.calibration.windows.store import WindowStore; import trunkline.calibration.windows.build;"
         f"TrainingWindows(WindowStore({str(store.path)!r}))[0];"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'open_clip', 'typer', 'matplotlib'} & set(sys.modules)))"
