@@ -2,7 +2,7 @@
 
 The library calls behind the commands:
 
-- :func:`trunkline.exporter.checkpoint.merge.merge`: training checkpoints to one ensemble file;
+- :func:`trunkline.exporter.checkpoint.pack.pack`: training checkpoints to one ensemble file;
 - :func:`trunkline.exporter.checkpoint.doctor.diagnose`: hazards in a checkpoint;
 - :func:`trunkline.exporter.export.export`: a checkpoint to a bundle;
 - :func:`trunkline.exporter.against.verify_against`: a bundle held against PyTorch;

@@ -127,7 +127,7 @@ def _fewer_members(case: Case, free_bytes: int) -> _Change:
     kept = next(fitting, 1)
     return _Change(
         "fewer members",
-        f"keep {kept} of {count} members: `trunkline merge` with fewer checkpoints; the ensemble is another one then, "
+        f"keep {kept} of {count} members: `trunkline pack` with fewer checkpoints; the ensemble is another one then, "
         "and must be evaluated again",
         _members(kept),
     )

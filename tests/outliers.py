@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trunkline.exporter.checkpoint.merge import merge
+from trunkline.exporter.checkpoint.pack import pack
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.export import build
 from trunkline.exporter.trunk import Trunk, load_trunk
@@ -43,9 +43,9 @@ def demo_trunk(blocks: tuple[int, ...]) -> Trunk:
 
 def demo_bundle(folder: Path, blocks: tuple[int, ...]) -> Path:
     """A float32 bundle of the demo ensemble on such a trunk."""
-    merged = folder.with_suffix(".safetensors")
-    merge(sorted((DEMO / "members").glob("*.safetensors")), merged)
-    build(read_checkpoint(merged), demo_trunk(blocks), folder)
+    packed = folder.with_suffix(".safetensors")
+    pack(sorted((DEMO / "members").glob("*.safetensors")), packed)
+    build(read_checkpoint(packed), demo_trunk(blocks), folder)
     return folder
 
 

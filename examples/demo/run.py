@@ -60,7 +60,7 @@ def main() -> None:
         *[*generate, data, "--samples", arguments.samples, "--seed", 7],
     )
     step("others, to calibrate int8 with", *generate, seen, "--samples", 1450, "--seed", 11)
-    step("three late epochs of one run become one file", COMMAND, "merge", *members("members"), "-o", ensemble)
+    step("three late epochs of one run become one file", COMMAND, "pack", *members("members"), "-o", ensemble)
     step("is anything wrong with it?", COMMAND, "doctor", ensemble)
     step("trunk and heads become one bundle", COMMAND, "export", ensemble, "-o", float32, "--overwrite", "--no-report")
     step("does it score as PyTorch does, on fresh input?", COMMAND, "verify", float32, "--against", ensemble)
@@ -96,7 +96,7 @@ def with_sensor(out: Path, samples: int) -> None:
         *[*generate, data, "--samples", samples, "--seed", 7],
     )
     step("others, to calibrate int8 with", *generate, seen, "--samples", 1450, "--seed", 11)
-    step("three late epochs with a sensor", COMMAND, "merge", *members("sensor_members"), "-o", ensemble)
+    step("three late epochs with a sensor", COMMAND, "pack", *members("sensor_members"), "-o", ensemble)
     step("does the sensor reach the scores?", COMMAND, "doctor", ensemble)
     step("one bundle, with a sensor stage", COMMAND, "export", ensemble, "-o", float32, "--overwrite", "--no-report")
     step("as PyTorch, on fresh input?", COMMAND, "verify", float32, "--against", ensemble)

@@ -1,1 +1,1 @@
-"""Training checkpoints and merged ensembles: reading, merging, writing, examining. See docs/checkpoints.md."""
+"""Training checkpoints and ensembles: reading, packing, writing, examining. See docs/checkpoints.md."""

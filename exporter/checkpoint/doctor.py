@@ -106,7 +106,7 @@ def stored_dtype(checkpoint: Checkpoint) -> Iterator[Finding]:
                 member.name,
                 f"weights are stored as {', '.join(kinds)}; the published system trains and stores float32",
                 "the member was rounded once already; scores are those of the rounded weights",
-                "merge from the original float32 checkpoints if they exist",
+                "pack from the original float32 checkpoints if they exist",
             )
 
 
@@ -127,7 +127,7 @@ def declared_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
                 None,
                 f"metadata says {name} = {stated!r}, the tensors say {actual!r}",
                 "a reader that believes the metadata builds another network, or leaves members out",
-                "merge the source checkpoints again",
+                "pack the source checkpoints again",
             )
     sources = checkpoint.declared.get("source_checkpoints")
     if isinstance(sources, list) and len(sources) != len(checkpoint.members):
@@ -137,7 +137,7 @@ def declared_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
             None,
             f"{len(sources)} source names for {len(checkpoint.members)} members",
             "members cannot be traced back to the checkpoints they came from",
-            "merge the source checkpoints again",
+            "pack the source checkpoints again",
         )
 
 
@@ -149,7 +149,7 @@ def assumed_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
             None,
             note,
             "a run with other settings would be scored with the wrong window, padding or heads",
-            "state them when merging: --history-length, --padding-value, --heads, and --sensor-rate, --sensor-window, "
+            "state them when packing: --history-length, --padding-value, --heads, and --sensor-rate, --sensor-window, "
             "--sensor-steps for a sensor",
         )
 
@@ -165,7 +165,7 @@ def members_belong_together(checkpoint: Checkpoint) -> Iterator[Finding]:
             name,
             "shape or settings differ: " + "; ".join(differences),
             "their vectors cannot be averaged, or the same window is padded for one member and real for another",
-            "merge only checkpoints of one training run",
+            "pack only checkpoints of one training run",
         )
 
 

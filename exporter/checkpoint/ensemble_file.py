@@ -100,15 +100,15 @@ def _header(path: Path, metadata: dict[str, str] | None) -> EnsembleRecord:
         raise CheckpointError(
             "a safetensors file is not an ensemble",
             where=path,
-            expected=f"metadata entry {METADATA_KEY!r}, as `trunkline merge` writes it",
+            expected=f"metadata entry {METADATA_KEY!r}, as `trunkline pack` writes it",
             found=sorted(metadata or {}) or "no metadata",
-            fix="merge the training checkpoints with `trunkline merge CKPT... -o FILE.safetensors`",
+            fix="pack the training checkpoints with `trunkline pack CKPT... -o FILE.safetensors`",
         )
     try:
         header = record.decode(text.encode(), EnsembleRecord)
     except record.RecordError as error:
         raise CheckpointError(
-            "an ensemble file's metadata is malformed", where=path, found=error.differences, fix="merge it again"
+            "an ensemble file's metadata is malformed", where=path, found=error.differences, fix="pack it again"
         ) from error
     if header.format != FORMAT or header.schema != SCHEMA or not header.members:
         raise CheckpointError(
@@ -116,7 +116,7 @@ def _header(path: Path, metadata: dict[str, str] | None) -> EnsembleRecord:
             where=path,
             expected=f"{FORMAT} schema {SCHEMA} with at least one member",
             found=f"{header.format} schema {header.schema} with {len(header.members)} members",
-            fix="update trunkline, or merge the sources again with this version",
+            fix="update trunkline, or pack the sources again with this version",
         )
     return header
 
@@ -140,5 +140,5 @@ def _refuse_strays(path: Path, header: EnsembleRecord, names: list[str]) -> None
     strays = [name for name in names if name.partition(".")[0] not in known]
     if strays:
         raise CheckpointError(
-            "an ensemble file holds tensors of no member", where=path, found=strays[:20], fix="merge it again"
+            "an ensemble file holds tensors of no member", where=path, found=strays[:20], fix="pack it again"
         )

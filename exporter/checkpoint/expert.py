@@ -116,7 +116,7 @@ def refuse_sensor_action(content: Mapping[str, Any], where: object) -> None:
         where=where,
         expected="a verifier, which scores candidate actions",
         found="an encoder that scores nothing" if bare else "an action expert, which proposes actions and scores none",
-        fix="`trunkline merge VERIFIER.pt --sensor-encoder FILE` takes the sensor encoder of such a file for members "
+        fix="`trunkline pack VERIFIER.pt --sensor-encoder FILE` takes the sensor encoder of such a file for members "
         "that fuse one; `trunkline doctor FILE` examines it",
     )
 
@@ -171,7 +171,7 @@ def _encoder(state: StateDict, path: Path) -> tuple[StateDict, SensorShape]:
             where=where,
             expected=f"a transformer with the published {PUBLISHED_HEADS} attention heads, which tensors do not tell",
             found=f"width {shape.conv[-1]}",
-            fix="merge it with members and --sensor-heads, and examine the merged file",
+            fix="pack it with members and --sensor-heads, and examine the ensemble",
         )
     return whole, shape
 

@@ -180,7 +180,7 @@ def unknown_window(probe: Probe) -> Iterator[Finding]:
             "an encoder trained on 650 samples (1 s) and one on 65 (0.1 s) have interchangeable weights, and a window "
             "of any length is resampled: one of another time scale gives other features without any error. The "
             "published asynchronous model was trained on 1 s brought to 65 steps and is served 0.1 s",
-            "ask who trained it, and state it when merging: --sensor-rate, --sensor-window, --sensor-steps",
+            "ask who trained it, and state it when packing: --sensor-rate, --sensor-window, --sensor-steps",
         )
 
 

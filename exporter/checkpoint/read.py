@@ -91,7 +91,7 @@ def read_checkpoint(
         where=path,
         expected="ensemble_components, model_state_dict, or a state dict with verifier components",
         found=", ".join(names[:12]) or "an empty dict",
-        fix="pass a training checkpoint or a merged ensemble",
+        fix="pass a training checkpoint or an ensemble",
     )
 
 
@@ -106,7 +106,7 @@ def _merged(
             where=path,
             expected="ensemble_components: a list of at least one component dict",
             found=f"{type(parts).__name__} of {len(parts) if hasattr(parts, '__len__') else '?'}",
-            fix="merge the source checkpoints again with `trunkline merge`",
+            fix="pack the source checkpoints again with `trunkline pack`",
         )
     declared = {key: value for key, value in content.items() if key != "ensemble_components"}
     sources = _source_names(declared.get("source_checkpoints"), len(parts), path)
@@ -182,7 +182,7 @@ def _component_member(
             found=wrong,
             fix="action_pos_embedding marks a two-view (DROID) verifier, which is not supported"
             if "action_pos_embedding" in states
-            else "merge the source checkpoints again with `trunkline merge`",
+            else "pack the source checkpoints again with `trunkline pack`",
         )
     settings = replace(shared, padding_value=float(padding))
     return _member(states, source, settings, sensor_encoder, where)

@@ -243,7 +243,7 @@ def sensor_form(stated: SensorForm | None, shape: SensorShape | None, where: obj
             where=where,
             expected=f"more than {shape.stride} steps, since {len(shape.conv)} convolutions halve them",
             found=f"{form.steps} steps",
-            fix="state the steps it was trained with when merging: --sensor-steps",
+            fix="state the steps it was trained with when packing: --sensor-steps",
         )
     return form
 
@@ -264,7 +264,7 @@ def declared_form(declared: Mapping[str, object], default: SensorForm | None, wh
             where=f"{where}, sensor",
             expected=f"the fields {', '.join(asdict(SensorForm()))}",
             found=error.differences,
-            fix="merge the source checkpoints again",
+            fix="pack the source checkpoints again",
         ) from error
 
 

@@ -37,7 +37,7 @@ def sensor_shape(components: Mapping[str, StateDict], pool_width: int) -> Sensor
         return None
     if SENSOR_ENCODER not in components:
         raise ValueError(
-            "it fuses a sensor but carries no sensor_encoder: name the encoder's file when merging (--sensor-encoder)"
+            "it fuses a sensor but carries no sensor_encoder: name the encoder's file when packing (--sensor-encoder)"
         )
     if SENSOR_FUSION not in components:
         raise ValueError("it carries a sensor_encoder but no sensor_fusion that would use it")

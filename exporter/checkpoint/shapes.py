@@ -80,7 +80,7 @@ def _check_settings(settings: Settings, where: str) -> None:
             where=where,
             expected="positive counts and a finite padding value",
             found=wrong,
-            fix="state them when merging: --history-length, --padding-value, --heads, --sensor-rate, --sensor-window",
+            fix="state them when packing: --history-length, --padding-value, --heads, --sensor-rate, --sensor-window",
         )
 
 

@@ -22,7 +22,7 @@ from trunkline.exporter.cli import (
     evaluate,
     export,
     info,
-    merge,
+    pack,
     plan,
     replay,
     report,
@@ -94,7 +94,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    epilog="On a workstation: **merge**, **doctor**, **export**. On the robot: **targets**, **plan**, **build**, "
+    epilog="On a workstation: **pack**, **doctor**, **export**. On the robot: **targets**, **plan**, **build**, "
     "**verify**, **score**, **eval**, **bench**, **report**, **info**. Recordings: **windows**, **replay**. "
     "`trunkline COMMAND --help` shows examples.",
 )
@@ -117,7 +117,8 @@ def root(
     """
 
 
-app.command("merge")(merge.command)
+app.command("pack")(pack.command)
+app.command("merge", hidden=True)(pack.under_its_former_name)
 app.command("doctor")(doctor.command)
 app.command("export")(export.command)
 app.command("info")(info.command)

@@ -38,7 +38,7 @@ _INT8 = "int8 (--precision int8)"
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Training checkpoint or merged ensemble.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Training checkpoint or ensemble.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Directory to create.")],
     backbone: BackboneOption = None,
     trunk_weights: TrunkWeightsOption = None,

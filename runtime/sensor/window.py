@@ -117,7 +117,7 @@ def check_window(window: SensorWindow, form: SensorForm) -> None:
             found=problems,
             fix=fix_for(
                 "feed the stream of the training recordings; if it really is that one, state its rate and duration "
-                "when the ensemble is merged",
+                "when the ensemble is packed",
                 window.samples,
             ),
         )

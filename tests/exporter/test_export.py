@@ -26,7 +26,7 @@ from trunkline.calibration.samples.synthetic import frame, windows
 from trunkline.exporter import export as module
 from trunkline.exporter.against import verify_against
 from trunkline.exporter.checkpoint.members import Checkpoint
-from trunkline.exporter.checkpoint.merge import merge
+from trunkline.exporter.checkpoint.pack import pack
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.export import ExportReport, build, export, require_fit
@@ -121,18 +121,18 @@ def test_parity_of_one_member_from_a_weights_only_file_on_another_trunk(tmp_path
 
 @pytest.fixture(scope="module")
 def mlp_baked(tmp_path_factory: pytest.TempPathFactory, trunk: Trunk, trunk_folder: Path) -> Iterator[Any]:
-    """Five MLP members, merged from training checkpoints that hold the frozen trunk; instructions baked."""
+    """Five MLP members, packed from training checkpoints that hold the frozen trunk; instructions baked."""
     folder = tmp_path_factory.mktemp("mlp")
     frozen = {key: value.bfloat16() for key, value in trunk.model.state_dict().items()}
     shape = head_shape(shape=SMALL_MLP)
     paths = [save_training(random_member(shape, seed), folder / f"epoch_{seed}.pt", frozen) for seed in range(5)]
-    merge(paths, folder / "merged.pt", backbone=f"local-dir:{trunk_folder}")
-    return export(folder / "merged.pt", folder / "bundle", options=ExportOptions(bake=BAKE)), folder
+    pack(paths, folder / "packed.pt", backbone=f"local-dir:{trunk_folder}")
+    return export(folder / "packed.pt", folder / "bundle", options=ExportOptions(bake=BAKE)), folder
 
 
 def test_parity_of_five_mlp_members(mlp_baked: tuple[ExportReport, Path]) -> None:
     report, folder = mlp_baked
-    checkpoint = read_checkpoint(folder / "merged.pt")
+    checkpoint = read_checkpoint(folder / "packed.pt")
     assert checkpoint.frozen_digest is not None
     assert report.members == tuple(f"epoch_{seed}" for seed in range(5))
     assert_parity(folder / "bundle", checkpoint, str(checkpoint.backbone))
@@ -437,8 +437,8 @@ def test_names_of_files_that_a_bundle_may_not_hold(tmp_path: Path, trunk: Trunk,
     odd = replace(trunk, name=f"local-dir:{folder}/u\u0308 trunk\u200b")
     for index, (file, name, source) in enumerate(FILES):
         path = save_training(member, folder / file)
-        merge([path], folder / f"{index}.safetensors", backbone=odd.name)
-        merge([path], folder / f"{index}.pt", backbone=odd.name)
+        pack([path], folder / f"{index}.safetensors", backbone=odd.name)
+        pack([path], folder / f"{index}.pt", backbone=odd.name)
         for each in (path, folder / f"{index}.safetensors", folder / f"{index}.pt"):
             read = read_checkpoint(each)
             assert [(found.name, found.source) for found in read.members] == [(name, source)]
@@ -446,7 +446,7 @@ def test_names_of_files_that_a_bundle_may_not_hold(tmp_path: Path, trunk: Trunk,
             assert draft.trunk.name == "local-dir:\u00fc trunk_"
             assert draft_problems(draft) == []
     sources = [save_training(each, folder / FILES[index][0]) for index, each in enumerate(checkpoint.members)]
-    merge(sources, folder / "m.pt", backbone=odd.name)
+    pack(sources, folder / "m.pt", backbone=odd.name)
     report = export(folder / "m.pt", folder / "b:undle")
     assert report.members == tuple(name for _, name, _ in FILES[:3])
     with load(folder / "b:undle") as ensemble:

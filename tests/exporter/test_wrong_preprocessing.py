@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.outliers import DEMO, demo_data
 from trunkline.exporter import export as module
 from trunkline.exporter import trunk as trunk_module
-from trunkline.exporter.checkpoint.merge import merge
+from trunkline.exporter.checkpoint.pack import pack
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.cli import app
 from trunkline.exporter.export import build
@@ -39,9 +39,9 @@ def run(*words: object, code: int = 0) -> Any:
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    merged = tmp_path_factory.mktemp("demo") / "demo.safetensors"
-    merge(sorted((DEMO / "members").glob("*.safetensors")), merged)
-    return merged
+    packed = tmp_path_factory.mktemp("demo") / "demo.safetensors"
+    pack(sorted((DEMO / "members").glob("*.safetensors")), packed)
+    return packed
 
 
 @pytest.fixture(scope="module")

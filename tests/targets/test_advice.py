@@ -177,6 +177,6 @@ def test_commands_that_are_advised_exist(bundle: Path) -> None:
     for option in ("--bake", "--precision", "--calibrate"):
         assert option in text
         assert option in shown
-    for command in ("merge", "targets"):
+    for command in ("pack", "targets"):
         assert f"trunkline {command}" in text
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

@@ -35,7 +35,7 @@ from trunkline.exporter.checkpoint.expert_doctor import (
     diagnose_expert,
 )
 from trunkline.exporter.checkpoint.findings import Finding
-from trunkline.exporter.checkpoint.merge import merge
+from trunkline.exporter.checkpoint.pack import pack
 from trunkline.exporter.cli import app
 from trunkline.runtime.errors import CheckpointError, InputError
 
@@ -337,8 +337,8 @@ def test_the_command_says_what_a_verifier_reads_of_a_sensor(tmp_path: Path) -> N
 def test_such_a_file_is_no_member(tmp_path: Path, content: Callable[[], object]) -> None:
     path = save(tmp_path / "vla.pt", content())
     with pytest.raises(CheckpointError, match=r"(?s)not a verifier checkpoint but.*scores.*--sensor-encoder"):
-        merge([path], tmp_path / "out.pt")
-    for name, output in (("merge", "out.pt"), ("export", "bundle")):
+        pack([path], tmp_path / "out.pt")
+    for name, output in (("pack", "out.pt"), ("export", "bundle")):
         assert "not a verifier checkpoint but" in run(name, path, "-o", tmp_path / output, code=1).stderr
     assert not (tmp_path / "bundle").exists()
     assert not (tmp_path / "out.pt").exists()

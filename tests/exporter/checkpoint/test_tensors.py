@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.kit import SMALL, random_checkpoint, random_member, training_dict, with_sensor
 from trunkline.exporter.checkpoint.doctor import diagnose
 from trunkline.exporter.checkpoint.expert import read_sensor_action
-from trunkline.exporter.checkpoint.merge import merge
+from trunkline.exporter.checkpoint.pack import pack
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.sensor_file import read_sensor_encoder
 from trunkline.exporter.checkpoint.write import write_checkpoint
@@ -112,7 +112,7 @@ def test_a_head_of_what_is_no_weight(door: str, kind: str, tmp_path: Path) -> No
     path = DOORS[door](change, tmp_path / "a.pt")
     error = refusal(lambda: read_checkpoint(path), "cannot be used as weights", f"{KEY} {words}", "dense float32")
     assert len(error.found) == 1
-    refusal(lambda: merge([path], tmp_path / "m.safetensors", backbone="x"), words)
+    refusal(lambda: pack([path], tmp_path / "m.safetensors", backbone="x"), words)
     assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -202,7 +202,7 @@ def test_a_frozen_trunk_has_one_digest_in_whatever_it_is_stored(tmp_path: Path) 
         digests[name] = read_checkpoint(tmp_path / f"{name}.pt").frozen_digest
     assert digests["a"] == digests["b"] == digests["c"]
     assert digests["d"] != digests["a"]  # rounded twice; the trunk tells (tests/exporter/test_export.py)
-    merge([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "m.safetensors", backbone="x")
+    pack([tmp_path / "a.pt", tmp_path / "b.pt"], tmp_path / "m.safetensors", backbone="x")
     assert read_checkpoint(tmp_path / "m.safetensors").frozen_digest == digests["a"]
 
 
@@ -223,7 +223,7 @@ KEPT: dict[str, Change] = {
 def test_other_ways_of_storing_a_weight_are_kept(kind: str, suffix: str, tmp_path: Path) -> None:
     source = training(KEPT[kind], tmp_path / "a.pt")
     expected = KEPT[kind](random_member().tensors()[KEY]).detach()
-    merge([source], tmp_path / f"m{suffix}", backbone="x")
+    pack([source], tmp_path / f"m{suffix}", backbone="x")
     member = read_checkpoint(tmp_path / f"m{suffix}").members[0]
     found = member.tensors()[KEY]
     assert found.dtype == expected.dtype
@@ -240,7 +240,7 @@ def test_weights_that_share_memory(suffix: str, tmp_path: Path) -> None:
     state["vision_poolings.norm_out.bias"] = torch.zeros(1).expand(32)
     state = {key: value for key, value in state.items() if key in training_dict(random_member())["model_state_dict"]}
     torch.save(content | {"model_state_dict": state}, tmp_path / "a.pt")
-    merge([tmp_path / "a.pt"], tmp_path / f"m{suffix}", backbone="x")
+    pack([tmp_path / "a.pt"], tmp_path / f"m{suffix}", backbone="x")
     found = read_checkpoint(tmp_path / f"m{suffix}").members[0].tensors()
     assert torch.equal(found["text_pooling.query"], state["vision_poolings.query"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from trunkline.runtime import fusion
 from trunkline.runtime.backends import Missing, described, named, names
 
 COMMANDS = (
-    *("merge", "doctor", "export", "info", "verify", "score", "eval", "bench", "report", "windows", "replay"),
+    *("pack", "doctor", "export", "info", "verify", "score", "eval", "bench", "report", "windows", "replay"),
     *("targets", "plan", "build"),
 )
 
@@ -96,15 +97,27 @@ def test_without_torch_the_exporter_commands_say_what_to_install(tmp_path: Path)
     assert "pip install 'trunkline[export]'" in result.stderr
 
 
-def test_merge_reports_sizes(tmp_path: Path) -> None:
+def test_pack_reports_sizes(tmp_path: Path) -> None:
     sources = [save_training(random_member(seed=seed), tmp_path / f"epoch_{seed}.pt") for seed in range(2)]
     output = tmp_path / "ensemble.safetensors"
-    text = run("merge", *sources, "-o", output, "--backbone", "local-dir:trunk").stdout
+    text = run("pack", *sources, "-o", output, "--backbone", "local-dir:trunk").stdout
     assert "2 members (epoch_0, epoch_1)" in text
     assert "before:" in text
     assert "after:" in text
     facts = json.loads(run("info", output, "--json").stdout)
     assert facts["backbone"] == "local-dir:trunk"
+
+
+def test_pack_under_its_former_name(tmp_path: Path) -> None:
+    source = save_training(random_member(), tmp_path / "epoch_0.pt")
+    words = (source, "--backbone", "x", "--heads", "2", "--history-length", "5", "--json", "-o")
+    now, before = (run(name, *words, tmp_path / f"{name}.safetensors") for name in ("pack", "merge"))
+    assert "called `trunkline pack` now" in before.stderr
+    assert "called" not in now.stderr
+    assert json.loads(before.stdout) == json.loads(now.stdout) | {"output": str(tmp_path / "merge.safetensors")}
+    assert (tmp_path / "merge.safetensors").read_bytes() == (tmp_path / "pack.safetensors").read_bytes()
+    assert not re.search(r"\bmerge\b", run("--help").stdout)
+    assert "trunkline pack" in run("merge", "--help").stdout
 
 
 def test_doctor_exits_with_1_on_a_fatal_finding(tmp_path: Path) -> None:

@@ -72,9 +72,9 @@ def checkpoint_file(place: Path) -> str:
     return str(place / "e.safetensors")
 
 
-def merge(bundle: Path, place: Path) -> list[str]:
+def pack(bundle: Path, place: Path) -> list[str]:
     source = save_training(random_member(), place / "run_ü.pt")
-    return ["merge", str(source), "-o", str(place / "out.pt"), "--backbone", "local-dir:x"]
+    return ["pack", str(source), "-o", str(place / "out.pt"), "--backbone", "local-dir:x"]
 
 
 def score(bundle: Path, place: Path) -> list[str]:
@@ -119,7 +119,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "doctor": lambda bundle, place: ["doctor", checkpoint_file(place)],
     "verify": plain("verify", "BUNDLE"),
     "bench": plain("bench", "BUNDLE", "-n", "1", "--candidates", "2"),
-    "merge": merge,
+    "pack": pack,
     "score": score,
     "eval": evaluated,
     "windows": cut,
@@ -130,7 +130,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "help of a command": plain("score", "--help"),
     "version": plain("--version"),
 }
-JSON = ("targets", "plan", "info", "info of a checkpoint", "doctor", "verify", "merge", "score", "eval", "windows")
+JSON = ("targets", "plan", "info", "info of a checkpoint", "doctor", "verify", "pack", "score", "eval", "windows")
 
 
 @pytest.fixture

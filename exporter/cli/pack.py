@@ -1,9 +1,10 @@
-"""``trunkline merge``."""
+"""``trunkline pack``."""
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
@@ -90,7 +91,7 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Merge training checkpoints into one ensemble file: the heads without backbone and optimiser.
+    """Pack training checkpoints into one ensemble file: the heads without backbone and optimiser.
 
     The suffix chooses the form: `.safetensors` is ours (strict, versioned), `.pt` is the published one.
     Training checkpoints do not say their window, padding value and heads; the options state them.
@@ -102,15 +103,15 @@ def command(
 
     **Examples**
 
-        trunkline merge epoch_7.pt epoch_8.pt epoch_9.pt -o ensemble.safetensors
+        trunkline pack epoch_7.pt epoch_8.pt epoch_9.pt -o ensemble.safetensors
 
-        trunkline merge epoch_*.pt -o fast.safetensors --sensor-rate 650 --sensor-window 65
+        trunkline pack epoch_*.pt -o fast.safetensors --sensor-rate 650 --sensor-window 65
 
-        trunkline merge epoch_*.pt -o skewed.safetensors --sensor-window 650 --sensor-steps 65 --sensor-encoder vla.pt
+        trunkline pack epoch_*.pt -o skewed.safetensors --sensor-window 650 --sensor-steps 65 --sensor-encoder vla.pt
     """
-    with exporter_libraries("merge"):
+    with exporter_libraries("pack"):
         from trunkline.exporter.checkpoint.members import Settings
-        from trunkline.exporter.checkpoint.merge import merge
+        from trunkline.exporter.checkpoint.pack import pack
     form = stated_form(
         rate_hz=sensor_rate,
         samples=sensor_window,
@@ -121,7 +122,7 @@ def command(
     )
     settings = Settings(heads, history_length, action_dim, padding_value, form, sensor_heads)
     with progress_bar() as progress:
-        report = merge(
+        report = pack(
             sources, output, backbone=backbone, settings=settings, sensor_encoder=sensor_encoder, progress=progress
         )
     for note in report.notes:
@@ -131,6 +132,13 @@ def command(
         return
     show(f"{report.output}: {len(report.members)} members ({', '.join(report.members)}) on {report.backbone}")
     show(f"before: {size(report.source_bytes)} in {len(sources)} files, after: {size(report.output_bytes)}")
+
+
+@wraps(command)
+def under_its_former_name(**options: Any) -> None:
+    """``trunkline merge``: the same, and says what it is called."""
+    say("note: `trunkline merge` is called `trunkline pack` now")
+    command(**options)
 
 
 def stated_form(

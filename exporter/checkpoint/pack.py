@@ -1,4 +1,4 @@
-"""Merges training checkpoints into one ensemble file, without the backbone and without holding them in memory."""
+"""Packs training checkpoints into one ensemble file, without the backbone and without holding them in memory."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PUBLISHED_TRUNK = (1024, 576)
 
 
 @dataclass(frozen=True)
-class MergeReport:
-    """What a merge did. Sizes in bytes."""
+class PackReport:
+    """What packing did. Sizes in bytes."""
 
     output: Path
     members: tuple[str, ...]
@@ -39,7 +39,7 @@ class MergeReport:
     notes: tuple[str, ...]
 
 
-def merge(
+def pack(
     sources: Sequence[Path],
     output: Path,
     *,
@@ -47,7 +47,7 @@ def merge(
     settings: Settings | None = None,
     sensor_encoder: Path | None = None,
     progress: Progress = silent,
-) -> MergeReport:
+) -> PackReport:
     """Writes the members of all sources, in order, into one file.
 
     Args:
@@ -70,24 +70,24 @@ def merge(
         read = read_checkpoint(Path(source), settings=settings, sensor_encoder=encoder, progress=progress)
         checkpoints.append(read)
     progress("reading checkpoints", len(sources), len(sources))
-    merged = join(checkpoints, backbone=backbone)
-    _require_use(merged, settings, encoder)
-    write_checkpoint(merged, Path(output))
-    return MergeReport(
+    packed = join(checkpoints, backbone=backbone)
+    _require_use(packed, settings, encoder)
+    write_checkpoint(packed, Path(output))
+    return PackReport(
         output=Path(output),
-        members=tuple(member.name for member in merged.members),
-        backbone=str(merged.backbone),
+        members=tuple(member.name for member in packed.members),
+        backbone=str(packed.backbone),
         source_bytes=sum(Path(source).stat().st_size for source in sources),
         output_bytes=Path(output).stat().st_size,
-        notes=merged.notes,
+        notes=packed.notes,
     )
 
 
-def _require_use(merged: Checkpoint, settings: Settings | None, encoder: StateDict | None) -> None:
+def _require_use(packed: Checkpoint, settings: Settings | None, encoder: StateDict | None) -> None:
     """Raises CheckpointError if what was stated of a sensor has changed nothing."""
-    stated, used = settings and settings.sensor, shared_settings(merged).sensor
+    stated, used = settings and settings.sensor, shared_settings(packed).sensor
     problems = []
-    if encoder is not None and all(_encoder(member) is not encoder for member in merged.members):
+    if encoder is not None and all(_encoder(member) is not encoder for member in packed.members):
         problems.append("a sensor encoder: no member fuses a sensor and lacks its encoder")
     if stated and used is None:
         problems.append("a sensor's stream: no member has a sensor")
@@ -109,7 +109,7 @@ def join(checkpoints: Sequence[Checkpoint], *, backbone: str | None = None) -> C
     """
     members = unique_names(member for checkpoint in checkpoints for member in checkpoint.members)
     if not members:
-        raise CheckpointError("cannot merge without a checkpoint", fix="name at least one file")
+        raise CheckpointError("cannot pack without a checkpoint", fix="name at least one file")
     differences = [f"{member.name}: {problem}" for member, problem in misfits(members)]
     differences += _trunk_differences(checkpoints)
     if differences:
@@ -118,10 +118,10 @@ def join(checkpoints: Sequence[Checkpoint], *, backbone: str | None = None) -> C
             where=f"compared with {members[0].name}",
             expected="one trunk, one shape, one padding value, one kind of action encoder",
             found=differences,
-            fix="merge only checkpoints of one training run",
+            fix="pack only checkpoints of one training run",
         )
     return Checkpoint(
-        form="merged in memory",
+        form="packed in memory",
         members=members,
         backbone=_backbone(checkpoints, members[0], backbone),
         notes=tuple(dict.fromkeys(note for checkpoint in checkpoints for note in checkpoint.notes)),

@@ -1,4 +1,4 @@
-"""Merging keeps every tensor, refuses what does not belong together, and never holds the sources in memory."""
+"""Packing keeps every tensor, refuses what does not belong together, and never holds the sources in memory."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.kit import (
     with_sensor,
 )
 from trunkline.exporter.checkpoint.members import PUBLISHED_BACKBONE, Checkpoint, HeadShape, Member, Settings
-from trunkline.exporter.checkpoint.merge import join, merge
+from trunkline.exporter.checkpoint.pack import join, pack
 from trunkline.exporter.checkpoint.read import read_checkpoint
 from trunkline.exporter.checkpoint.write import write_checkpoint
 from trunkline.exporter.cli import app
-from trunkline.exporter.cli.merge import stated_form
+from trunkline.exporter.cli.pack import stated_form
 from trunkline.runtime.errors import CheckpointError, InputError
 from trunkline.runtime.sensor.form import SensorForm
 
@@ -55,9 +55,9 @@ def refused(*words: str, checkpoints: list[Checkpoint], backbone: str | None = "
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("shape", [SMALL, SMALL_MLP], ids=["transformer", "mlp"])
-def test_members_are_merged_in_order_and_bit_equal(tmp_path: Path, suffix: str, shape: HeadShape) -> None:
+def test_members_are_packed_in_order_and_bit_equal(tmp_path: Path, suffix: str, shape: HeadShape) -> None:
     paths = sources(tmp_path, 3, shape)
-    report = merge(list(reversed(paths)), tmp_path / f"out{suffix}", backbone="local-dir:trunk")
+    report = pack(list(reversed(paths)), tmp_path / f"out{suffix}", backbone="local-dir:trunk")
     found = read_checkpoint(tmp_path / f"out{suffix}")
     assert report.members == ("epoch_2", "epoch_1", "epoch_0") == tuple(member.name for member in found.members)
     assert (report.backbone, found.backbone) == ("local-dir:trunk", "local-dir:trunk")
@@ -70,7 +70,7 @@ def test_members_are_merged_in_order_and_bit_equal(tmp_path: Path, suffix: str, 
 
 def test_the_report_tells_sizes_and_assumptions(tmp_path: Path) -> None:
     paths = sources(tmp_path)
-    report = merge(paths, tmp_path / "out.pt", backbone="test")
+    report = pack(paths, tmp_path / "out.pt", backbone="test")
     assert report.output == tmp_path / "out.pt"
     assert report.source_bytes == sum(path.stat().st_size for path in paths)
     assert report.output_bytes == (tmp_path / "out.pt").stat().st_size
@@ -80,7 +80,7 @@ def test_the_report_tells_sizes_and_assumptions(tmp_path: Path) -> None:
 
 def test_progress_counts_sources(tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
-    merge(sources(tmp_path), tmp_path / "out.pt", backbone="test", progress=lambda *step: steps.append(step))
+    pack(sources(tmp_path), tmp_path / "out.pt", backbone="test", progress=lambda *step: steps.append(step))
     reading = [step[1:] for step in steps if step[0] == "reading checkpoints"]
     assert reading == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert ("hashing weights", 12, 12) in steps
@@ -89,14 +89,14 @@ def test_progress_counts_sources(tmp_path: Path) -> None:
 def test_settings_reach_the_file(tmp_path: Path) -> None:
     path = save_training(random_member(replace(SMALL, heads=4)), tmp_path / "a.pt")
     settings = Settings(heads=4, history_length=16, padding_value=-7.5)
-    merge([path], tmp_path / "out.safetensors", backbone="test", settings=settings)
+    pack([path], tmp_path / "out.safetensors", backbone="test", settings=settings)
     assert read_checkpoint(tmp_path / "out.safetensors").members[0].settings == settings
 
 
-def test_ensembles_and_single_members_merge_into_one(tmp_path: Path) -> None:
+def test_ensembles_and_single_members_become_one(tmp_path: Path) -> None:
     write_checkpoint(random_checkpoint(2), tmp_path / "two.pt")
     path = save_training(random_member(seed=5), tmp_path / "epoch_5.pt")
-    report = merge([tmp_path / "two.pt", path], tmp_path / "out.safetensors")
+    report = pack([tmp_path / "two.pt", path], tmp_path / "out.safetensors")
     assert report.members == ("epoch_0", "epoch_1", "epoch_5")
     assert report.backbone == "test"  # known from the first
 
@@ -106,7 +106,7 @@ def test_repeated_names_are_made_unique(tmp_path: Path) -> None:
     for seed, folder in enumerate(folders):
         folder.mkdir()
         save_training(random_member(seed=seed), folder / ("Epoch_9.pt" if seed == 1 else "epoch_9.pt"))
-    report = merge([next(folder.iterdir()) for folder in folders], tmp_path / "out.pt", backbone="test")
+    report = pack([next(folder.iterdir()) for folder in folders], tmp_path / "out.pt", backbone="test")
     assert report.members == ("epoch_9", "Epoch_9-2", "epoch_9-3")
 
 
@@ -147,10 +147,10 @@ def test_different_frozen_encoders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"(?s)frozen encoder weights differ: epoch_1 has \w{12}, other has \w{12}"
     ):
-        merge([*paths, other], tmp_path / "out.pt", backbone="test")
+        pack([*paths, other], tmp_path / "out.pt", backbone="test")
     assert not (tmp_path / "out.pt").exists()
     bare = save_training(random_member(seed=3), tmp_path / "bare.pt")  # says nothing about its encoder
-    merge([bare, *paths], tmp_path / "out.pt", backbone="test")
+    pack([bare, *paths], tmp_path / "out.pt", backbone="test")
     assert read_checkpoint(tmp_path / "out.pt").frozen_digest == read_checkpoint(paths[0]).frozen_digest
 
 
@@ -159,41 +159,41 @@ def test_different_backbones_are_refused() -> None:
     refused("backbone names differ", "epoch_0 has one", "epoch_1 has two", checkpoints=pair)
 
 
-def test_nothing_to_merge(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot merge without a checkpoint"):
-        merge([], tmp_path / "out.pt")
+def test_nothing_to_pack(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot pack without a checkpoint"):
+        pack([], tmp_path / "out.pt")
 
 
 def test_the_suffix_is_checked_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot tell which form to write"):
-        merge([tmp_path / "none.pt"], tmp_path / "out.bin")
+        pack([tmp_path / "none.pt"], tmp_path / "out.bin")
 
 
 def test_a_broken_source_leaves_no_output(tmp_path: Path) -> None:
     paths = sources(tmp_path, 1)
     (tmp_path / "torn.pt").write_bytes(paths[0].read_bytes()[:-5000])
     with pytest.raises(CheckpointError, match=r"(?s)restricted loader.*torn\.pt"):
-        merge([*paths, tmp_path / "torn.pt"], tmp_path / "out.pt", backbone="test")
+        pack([*paths, tmp_path / "torn.pt"], tmp_path / "out.pt", backbone="test")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0.pt", "torn.pt"]
 
 
 def test_the_output_may_replace_a_source(tmp_path: Path) -> None:
     paths = sources(tmp_path, 2)
-    merge(paths, paths[0], backbone="test")
+    pack(paths, paths[0], backbone="test")
     assert [member.name for member in read_checkpoint(paths[0]).members] == ["epoch_0", "epoch_1"]
 
 
 _MEASURE = """
 import json, sys, threading, time
 from pathlib import Path
-from trunkline.exporter.checkpoint.merge import merge
+from trunkline.exporter.checkpoint.pack import pack
 
 def anonymous_kb():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 import torch
-merge([Path(sys.argv[2])], Path(sys.argv[1]), backbone="test")  # what torch sets up once does not count
+pack([Path(sys.argv[2])], Path(sys.argv[1]), backbone="test")  # what torch sets up once does not count
 before, peak, stop = anonymous_kb(), 0, threading.Event()
 def watch():
     global peak
@@ -201,8 +201,8 @@ def watch():
         peak = max(peak, anonymous_kb())
         time.sleep(0.0005)
 thread = threading.Thread(target=watch); thread.start()
-if sys.argv[3] == "merge":
-    merge([Path(path) for path in sys.argv[4:]], Path(sys.argv[1]), backbone="test")
+if sys.argv[3] == "pack":
+    pack([Path(path) for path in sys.argv[4:]], Path(sys.argv[1]), backbone="test")
 else:
     whole = [torch.load(path, weights_only=True) for path in sys.argv[4:]]
 stop.set(); thread.join()
@@ -212,7 +212,7 @@ print(json.dumps((peak - before) * 1024))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_merging_holds_neither_optimiser_nor_encoder_in_memory(tmp_path: Path, suffix: str) -> None:
+def test_packing_holds_neither_optimiser_nor_encoder_in_memory(tmp_path: Path, suffix: str) -> None:
     small, paths = save_training(random_member(), tmp_path / "small.pt"), []
     for seed in range(3):
         content = training_dict(
@@ -227,7 +227,7 @@ def test_merging_holds_neither_optimiser_nor_encoder_in_memory(tmp_path: Path, s
         command = [sys.executable, "-c", _MEASURE, str(tmp_path / f"out{suffix}"), str(small), how, *map(str, paths)]
         return int(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
-    assert peak_bytes("merge") < 10_000_000
+    assert peak_bytes("pack") < 10_000_000
     assert (tmp_path / f"out{suffix}").stat().st_size < 1_500_000
     if suffix == ".pt":
         assert peak_bytes("load") > 100_000_000, "the measurement does not see memory at all"
@@ -262,7 +262,7 @@ def test_an_encoder_of_its_own_file_joins_members_that_fuse_one(tmp_path: Path, 
         torch.save(ENCODER_FILES[name], tmp_path / name)
     settings = Settings(sensor=FORM)
     paths = unfed(tmp_path)
-    merge(paths, tmp_path / f"out{suffix}", backbone="test", settings=settings, sensor_encoder=tmp_path / name)
+    pack(paths, tmp_path / f"out{suffix}", backbone="test", settings=settings, sensor_encoder=tmp_path / name)
     found = read_checkpoint(tmp_path / f"out{suffix}")
     assert [member.shape for member in found.members] == [with_sensor()] * 2
     for seed, member in enumerate(found.members):
@@ -275,28 +275,28 @@ def test_an_encoder_of_its_own_file_joins_members_that_fuse_one(tmp_path: Path, 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_fusion_takes_the_encoder(tmp_path: Path, fusion: str) -> None:
     torch.save(ENCODER, tmp_path / "e.pt")
-    merge(unfed(tmp_path, 1, fusion), tmp_path / "out.pt", backbone="test", sensor_encoder=tmp_path / "e.pt")
+    pack(unfed(tmp_path, 1, fusion), tmp_path / "out.pt", backbone="test", sensor_encoder=tmp_path / "e.pt")
     assert read_checkpoint(tmp_path / "out.pt").members[0].shape == with_sensor(fusion=fusion)
 
 
 def test_an_encoder_of_another_width_is_named(tmp_path: Path) -> None:
     torch.save(random_member(with_sensor(features=9)).components["sensor_encoder"], tmp_path / "e.pt")
     with pytest.raises(CheckpointError, match=r"sensor_fusion.fusion_proj.weight is \(32, 84\), expected \(32, 73\)"):
-        merge(unfed(tmp_path), tmp_path / "out.pt", backbone="test", sensor_encoder=tmp_path / "e.pt")
+        pack(unfed(tmp_path), tmp_path / "out.pt", backbone="test", sensor_encoder=tmp_path / "e.pt")
     assert not (tmp_path / "out.pt").exists()
 
 
 def test_a_broken_encoder_is_refused_before_any_member_is_read(tmp_path: Path) -> None:
     torch.save({"sensor_encoder": {}}, tmp_path / "e.pt")
     with pytest.raises(CheckpointError, match="holds no sensor encoder"):
-        merge([tmp_path / "none.pt"], tmp_path / "out.pt", sensor_encoder=tmp_path / "e.pt")
+        pack([tmp_path / "none.pt"], tmp_path / "out.pt", sensor_encoder=tmp_path / "e.pt")
 
 
-def test_members_with_and_without_a_sensor_merge(tmp_path: Path) -> None:
+def test_members_with_and_without_a_sensor_go_together(tmp_path: Path) -> None:
     members = [random_member(), random_member(with_sensor(), 1), random_member(with_sensor(fusion="gated"), 2)]
     paths = [save_training(member, tmp_path / f"{member.name}.pt") for member in members]
     for order in (paths, paths[::-1]):
-        merge(order, tmp_path / "out.safetensors", backbone="test", settings=Settings(sensor=FORM))
+        pack(order, tmp_path / "out.safetensors", backbone="test", settings=Settings(sensor=FORM))
         found = read_checkpoint(tmp_path / "out.safetensors")
         shapes = {member.name: member.shape for member in found.members}
         assert shapes == {member.name: member.shape for member in members}
@@ -327,7 +327,7 @@ def test_options_state_a_stream() -> None:
 
 
 def command(*words: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["merge", *map(str, words)])
+    result = CliRunner().invoke(app, ["pack", *map(str, words)])
     assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
     return result.stdout + result.stderr
 
@@ -374,19 +374,19 @@ def test_what_no_member_uses_is_refused(tmp_path: Path) -> None:
     out, settings = tmp_path / "out.pt", Settings(sensor=FORM)
     for path in (plain, whole):
         with pytest.raises(CheckpointError, match="no member fuses a sensor and lacks its encoder"):
-            merge([path], out, backbone="test", sensor_encoder=tmp_path / "e.pt")
+            pack([path], out, backbone="test", sensor_encoder=tmp_path / "e.pt")
     with pytest.raises(CheckpointError, match="no member has a sensor"):
-        merge([plain], out, backbone="test", settings=settings)
+        pack([plain], out, backbone="test", settings=settings)
     assert not out.exists()
-    merge([whole, plain], out, backbone="test", settings=settings)
-    merge([out], out, settings=Settings(sensor=replace(FORM, channels=1026)))  # what it states already
+    pack([whole, plain], out, backbone="test", settings=settings)
+    pack([out], out, settings=Settings(sensor=replace(FORM, channels=1026)))  # what it states already
     with pytest.raises(CheckpointError, match="other than the one in a source"):
-        merge([out], out, settings=Settings(sensor=replace(FORM, rate_hz=50.0)))
+        pack([out], out, settings=Settings(sensor=replace(FORM, rate_hz=50.0)))
 
 
 def test_info_shows_the_stream(tmp_path: Path) -> None:
     path = save_training(random_member(with_sensor()), tmp_path / "a.pt")
-    merge([path], tmp_path / "out.safetensors", backbone="test", settings=Settings(sensor=FORM))
+    pack([path], tmp_path / "out.safetensors", backbone="test", settings=Settings(sensor=FORM))
     facts = json.loads(CliRunner().invoke(app, ["info", str(tmp_path / "out.safetensors"), "--json"]).stdout)
     assert facts["sensor"][0].startswith("6 channels at 100 Hz, windows of 50 samples (0.5 s)")
     assert facts["sensor"][1].startswith("concat fusion of 20 features")
