@@ -37,7 +37,7 @@ LIKELY = 2 / 3
 #: More decisions than this are not drawn unless somebody asks for them.
 MAX_DECISIONS = 2000
 #: Decisions that are taken at once: their patches are in memory together.
-_AT_ONCE = 128
+_AT_ONCE = 256
 
 
 def lower_bound(hits: int, total: int) -> float:
