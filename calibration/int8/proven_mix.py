@@ -55,18 +55,16 @@ def proven_mix(
 
 
 def aims(budget: Budget, proofs: Sequence[Proof]) -> Iterator[Budget]:
-    """The budget less what is left to other back ends; then, of what the last proof missed, ever smaller parts."""
+    """The budget less what is left to other back ends; then ever smaller parts of what would just have been proved.
+
+    Scores must move less, too, if it was winners that were lost: few decisions may hold no loser to tell mixes apart.
+    """
     aim = replace(budget, max_score_change=budget.max_score_change * (1 - HEADROOM))
     yield aim
     for part in TIGHTER:
         last = proofs[-1]
-        scores, winners = (part * _excess(bound, last.asked) for bound in (last.scores, last.winners))
-        yield Budget(aim.max_score_change * min(1, scores), 1 - (1 - aim.min_agreement) * min(1, winners))
-
-
-def _excess(bound: float, asked: float) -> float:
-    """The failures that were asked for, over those that were proved; above any part where enough was proved."""
-    return (1 - asked) / (1 - bound) if bound < asked else math.inf
+        part *= (1 - last.asked) / max(1 - last.asked, 1 - min(last.winners, last.scores))
+        yield Budget(aim.max_score_change * part, 1 - (1 - aim.min_agreement) * part)
 
 
 def _met(found: SearchResult) -> bool:
