@@ -83,13 +83,9 @@ def _unproven(proofs: Sequence[Proof], budget: Budget, where: str) -> ParityErro
         found=f"of {best.damage.decisions} decisions that nothing was chosen by, {best.damage.winners_kept} kept their "
         f"winner and {best.scores_within} their scores, which proves {at_least(best.winners)} and "
         f"{at_least(best.scores)}; the winners that were lost cost {best.damage.max_regret:.2g} at most",
-        fix=f"allow more (--min-agreement {max(0.0, _rounded_down(min(best.winners, best.scores)))}, "
+        fix=f"allow more (--min-agreement {math.floor(min(best.winners, best.scores) * 100) / 100}, "
         "--max-score-change), give more samples, or export float32",
     )
-
-
-def _rounded_down(share: float) -> float:
-    return math.floor(share * 100) / 100
 
 
 def _missed(found: SearchResult, budget: Budget, where: str) -> ParityError:

@@ -100,10 +100,10 @@ class Search:
         self.budget, self.steps = budget, list[SearchStep]()
         assignment, verdict = self._lowest, self._all_int8
         if not self._met(verdict):
-            order = self._order(self.sensitivities)
+            order = self._order()
             assignment, verdict = self._withdraw(assignment, order, "int8", "stored")
             if self._met(verdict):
-                assignment, verdict = self._bring_back(self._lowest, assignment, verdict)
+                assignment, verdict = self._bring_back(assignment, verdict)
             else:
                 assignment, verdict = self._withdraw(assignment, order, "stored", "float32")
         return SearchResult(assignment, verdict, self._all_int8, self._met(verdict), tuple(self.steps))
@@ -128,13 +128,13 @@ class Search:
         self.progress("sensitivity of stages and blocks", len(places), len(places))
         return tuple(found)
 
-    def _order(self, sensitivities: Iterable[Sensitivity]) -> list[Sensitivity]:
+    def _order(self) -> list[Sensitivity]:
         """Blocks, the one with most damage for the time it saves first."""
 
         def rank(each: Sensitivity) -> tuple[float, str, str]:
             return (-each.damage.max_score_change / max(self._saved_ms(each), 1e-6), each.stage, each.block)
 
-        return sorted((each for each in sensitivities if each.block), key=rank)
+        return sorted((each for each in self.sensitivities if each.block), key=rank)
 
     def _saved_ms(self, block: Sensitivity) -> float:
         plan = self.plans[block.stage]
@@ -165,8 +165,9 @@ class Search:
             self.steps.append(SearchStep(f"{each.stage} {each.block}", new, each.damage, True, why))
         return moved(high), best
 
-    def _bring_back(self, lowest: Assignment, assignment: Assignment, verdict: Verdict) -> tuple[Assignment, Verdict]:
+    def _bring_back(self, assignment: Assignment, verdict: Verdict) -> tuple[Assignment, Verdict]:
         """Returns layers to int8 while the budget holds, the cleanest and most useful first."""
+        lowest = self._lowest
         layers = [
             (stage, name)
             for stage, choice in assignment.items()

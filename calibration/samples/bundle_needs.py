@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from trunkline.calibration.samples.sample import CalibrationSample, WindowForm
+from trunkline.calibration.samples.synthetic import WindowSettings
 from trunkline.runtime import candidates
 from trunkline.runtime.bundle import Bundle
 from trunkline.runtime.errors import CandidateError, DatasetError, InstructionError, SensorError
@@ -20,17 +20,6 @@ _LISTED = 20
 
 #: What is wrong with an instruction, None if nothing is.
 InstructionProblem = Callable[[str], str | None]
-
-
-class Actions(Protocol):
-    """Windows of actions, as a bundle or a checkpoint has them."""
-
-    @property
-    def history_length(self) -> int: ...
-    @property
-    def action_dim(self) -> int: ...
-    @property
-    def padding_value(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ def check_form(name: str, windows: WindowForm | None, needs: BundleNeeds) -> Non
         _refuse(name, [*form_problems(windows, needs.actions), *_stream_problems(windows, needs)])
 
 
-def check_actions(name: str, windows: WindowForm, actions: Actions) -> None:
+def check_actions(name: str, windows: WindowForm, actions: WindowSettings) -> None:
     """:func:`check_form` of windows of actions alone, for logs and checkpoints.
 
     Raises:
@@ -115,7 +104,7 @@ def _refuse(name: str, different: list[str]) -> None:
         )
 
 
-def form_problems(form: WindowForm, actions: Actions) -> list[str]:
+def form_problems(form: WindowForm, actions: WindowSettings) -> list[str]:
     """How windows of actions differ from a bundle's, in words."""
     stated = [
         ("steps per window", form.history_length, actions.history_length),
